@@ -1,0 +1,153 @@
+"""Every error this package raises on purpose.
+
+    PersistenceError                  code            also a
+    ├── ConfigError                   config          ValueError
+    ├── InvalidInputError             invalid_input   ValueError
+    │   └── InvalidIdentifierError    invalid_id      ValueError
+    ├── NotFoundError                 not_found       KeyError
+    ├── DatabaseError                 database
+    │   ├── UnavailableError          unavailable     ConnectionError
+    │   ├── AmbiguousCommitError      ambiguous_commit
+    │   ├── ConflictError             conflict
+    │   └── TimedOutError             timeout         TimeoutError
+    ├── MigrationError                migration
+    ├── EmbeddedServerError           embedded        RuntimeError
+    └── CodecError                    codec
+        ├── EncodeError               encode          TypeError
+        ├── DecodeError               decode          ValueError
+        └── SealError                 seal
+            ├── WrongKeyError         wrong_key
+            ├── TamperedError         tampered
+            └── PlaintextRefusedError plaintext_refused
+
+`code` is stable and append-only: programs may test it, texts may change. Errors of the
+database keep its SQLSTATE in `sqlstate` and are chained to the driver's own error.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PersistenceError(Exception):
+    """Something this package could not do; the text says what to do next."""
+
+    code: ClassVar[str] = "persistence"
+
+
+class ConfigError(PersistenceError, ValueError):
+    """A setting is missing, malformed or contradicts another."""
+
+    code = "config"
+
+
+class InvalidInputError(PersistenceError, ValueError):
+    """An argument cannot be stored or searched for; nothing was changed."""
+
+    code = "invalid_input"
+
+
+class InvalidIdentifierError(InvalidInputError):
+    """A thread id, namespace, key or tenant is not one this package accepts."""
+
+    code = "invalid_id"
+
+
+class NotFoundError(PersistenceError, KeyError):
+    """The thing asked for does not exist (or belongs to another tenant)."""
+
+    code = "not_found"
+
+    def __str__(self) -> str:  # KeyError would print the repr of its argument
+        return str(self.args[0]) if self.args else self.code
+
+
+class DatabaseError(PersistenceError):
+    """Postgres refused a statement. `sqlstate` is its five-letter code, or None."""
+
+    code = "database"
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class UnavailableError(DatabaseError, ConnectionError):
+    """The server cannot be reached, or the connection died before anything happened."""
+
+    code = "unavailable"
+
+
+class AmbiguousCommitError(DatabaseError):
+    """The connection died after COMMIT was sent: the work may or may not have been kept.
+
+    Read the data back before you try again.
+    """
+
+    code = "ambiguous_commit"
+
+
+class ConflictError(DatabaseError):
+    """Another writer changed the same rows at the same time; try again."""
+
+    code = "conflict"
+
+
+class TimedOutError(DatabaseError, TimeoutError):
+    """A statement, a lock or the wait for a connection took longer than configured."""
+
+    code = "timeout"
+
+
+class MigrationError(PersistenceError):
+    """The schema could not be brought to this version, or is newer than this package."""
+
+    code = "migration"
+
+
+class EmbeddedServerError(PersistenceError, RuntimeError):
+    """The embedded Postgres could not be installed, started or reached."""
+
+    code = "embedded"
+
+
+class CodecError(PersistenceError):
+    """A value could not be turned into bytes, or bytes into a value."""
+
+    code = "codec"
+
+
+class EncodeError(CodecError, TypeError):
+    """The value has a part that cannot be stored."""
+
+    code = "encode"
+
+
+class DecodeError(CodecError, ValueError):
+    """Stored bytes are damaged, or were written by a newer version of this package."""
+
+    code = "decode"
+
+
+class SealError(CodecError):
+    """Something about encryption is wrong; nothing was returned and nothing deleted."""
+
+    code = "seal"
+
+
+class WrongKeyError(SealError):
+    """The key given is not the one the data was sealed with."""
+
+    code = "wrong_key"
+
+
+class TamperedError(SealError):
+    """Sealed bytes were changed, or moved here from another row."""
+
+    code = "tampered"
+
+
+class PlaintextRefusedError(SealError):
+    """A row that should be sealed is not."""
+
+    code = "plaintext_refused"
