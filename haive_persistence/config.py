@@ -1,0 +1,154 @@
+"""Settings: frozen values, each of which an environment variable may set.
+
+A field that the caller leaves out is taken from `HAIVE_<FIELD>` (upper case), then from its
+default; what the caller gives always wins. Nothing is read again after construction.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from haive_persistence.errors import ConfigError
+
+T = TypeVar("T")
+
+PoolerMode = Literal["session", "transaction"]
+
+# Quoted wherever it is used; short enough that a role can be named after it (63 bytes).
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*(@)|(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError("write true or false")
+
+
+def _threshold(text: str) -> int | None | Literal["auto"]:
+    if text.lower() == "auto":
+        return "auto"
+    return None if text.lower() in {"never", "none", "off"} else int(text)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(";") if part.strip()]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _setting(name: str, default: T, parse: Callable[[str], Any] = str) -> T:
+    """A dataclass field whose default is the environment's, read at construction."""
+
+    def read() -> Any:
+        text = os.environ.get(f"HAIVE_{name.upper()}")
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ConfigError(f"the environment variable HAIVE_{name.upper()}={text!r}: {error}") from error
+
+    value: T = field(default_factory=read)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PersistenceConfig:
+    """Where the data lives and how connections to it behave.
+
+    Durations are seconds, or text as Postgres reads it ("30s", "500ms"); sizes are text as
+    Postgres reads it ("64MB"). None leaves the server's own setting alone.
+    Raises ConfigError for a value that cannot work.
+    """
+
+    #: "postgresql://…" or "host=… dbname=…"; None is the embedded Postgres.
+    connection_string: str | None = _setting("connection_string", None)
+    #: The schema all tables live in. It need not be on the search_path.
+    schema: str = _setting("schema", "haive")
+    #: Whose rows are seen and written unless `for_tenant` says otherwise.
+    tenant: str = _setting("tenant", "default")
+
+    #: Connections kept open, per process and for async code per event loop.
+    pool_size: int = _setting("pool_size", 10, int)
+    #: Connections above `pool_size` that a burst may open.
+    max_overflow: int = _setting("max_overflow", 10, int)
+    #: Seconds to wait for a free connection, or for a server that restarts.
+    pool_timeout: float = _setting("pool_timeout", 30.0, float)
+    #: "transaction" when a pooler such as pgbouncer or Supavisor may hand every transaction
+    #: to another server connection; "session" when a connection is ours while we hold it.
+    pooler: PoolerMode = _setting("pooler", "session")
+    #: After how many uses a statement is prepared on a connection; None is never.
+    #: "auto" prepares at once, or never behind a transaction pooler.
+    prepare_threshold: int | None | Literal["auto"] = _setting("prepare_threshold", "auto", _threshold)
+    #: Log every round trip, its time and its rows, to the logger "haive_persistence.sql".
+    echo_sql: bool = _setting("echo_sql", False, _boolean)
+
+    statement_timeout: str | float | None = _setting("statement_timeout", None)
+    lock_timeout: str | float | None = _setting("lock_timeout", None)
+    idle_in_transaction_session_timeout: str | float | None = _setting(
+        "idle_in_transaction_session_timeout", None
+    )
+    work_mem: str | None = _setting("work_mem", None)
+    maintenance_work_mem: str | None = _setting("maintenance_work_mem", None)
+    effective_cache_size: str | None = _setting("effective_cache_size", None)
+
+    #: Directory of the embedded server; None is the user's data directory.
+    data_dir: str | os.PathLike[str] | None = _setting("data_dir", None)
+    #: Settings the embedded server is started with, such as {"shared_buffers": "1GB"}.
+    #: In HAIVE_EMBEDDED_SETTINGS they are separated by semicolons.
+    embedded_settings: Mapping[str, str] = field(
+        default_factory=lambda: _pairs(os.environ.get("HAIVE_EMBEDDED_SETTINGS", ""))
+    )
+
+    def __post_init__(self) -> None:
+        if not _SCHEMA.fullmatch(self.schema) or self.schema.startswith("pg_"):
+            raise ConfigError(
+                f"schema={self.schema!r}: use at most 40 letters, digits and underscores, not beginning with pg_"
+            )
+        if not self.tenant or "\0" in self.tenant:
+            raise ConfigError("tenant: must be a text that is not empty and has no NUL")
+        if self.pool_size < 1 or self.max_overflow < 0 or self.pool_timeout <= 0:
+            raise ConfigError("pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds")
+        if self.pooler not in ("session", "transaction"):
+            raise ConfigError(f'pooler={self.pooler!r}: write "session" or "transaction"')
+
+    def __repr__(self) -> str:
+        parts = (f"{f.name}={_mask(getattr(self, f.name))!r}" for f in fields(self))
+        return f"PersistenceConfig({', '.join(parts)})"
+
+    def session_settings(self) -> dict[str, str]:
+        """The Postgres settings asked for, as name and value."""
+        names = (
+            "statement_timeout",
+            "lock_timeout",
+            "idle_in_transaction_session_timeout",
+            "work_mem",
+            "maintenance_work_mem",
+            "effective_cache_size",
+        )
+        values = ((name, getattr(self, name)) for name in names)
+        return {name: _guc(value) for name, value in values if value is not None}
+
+    @property
+    def prepares_after(self) -> int | None:
+        """`prepare_threshold` with "auto" decided."""
+        if self.prepare_threshold != "auto":
+            return self.prepare_threshold
+        return None if self.pooler == "transaction" else 0
+
+
+def _guc(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{round(value * 1000)}ms"
+
+
+def _mask(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return _PASSWORD.sub(lambda m: f"{m[1]}***{m[2]}" if m[1] else f"{m[3]}***", value)

@@ -1,0 +1,57 @@
+"""One embedded server per test session, one schema per module, a fresh tenant per test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import Database, embedded
+from haive_persistence.db.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The embedded Postgres of this test session, in a directory of its own."""
+    directory = Path(tempfile.mkdtemp(prefix="haive-test-"))
+    running = embedded.attach(directory, {"fsync": "off", "max_connections": "200"})
+    yield running
+    running.close()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def dsn(server: EmbeddedServer) -> Iterator[str]:
+    """A fresh, empty database for the module."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}")
+    yield server.dsn(name)
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def _module_database(dsn: str) -> Iterator[Database]:
+    database = Database(PersistenceConfig(connection_string=dsn))
+    database.setup()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant nobody else uses."""
+    return f"tenant-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def database(_module_database: Database, tenant: str) -> Database:
+    """The module's database, migrated, seen as a tenant that has nothing yet."""
+    return _module_database.for_tenant(tenant)
