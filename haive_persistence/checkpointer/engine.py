@@ -1,0 +1,416 @@
+"""The checkpointer's logic, written once over `Db`: put, write, get, list, delta history.
+
+A thread's row carries an epoch. Every statement that adds to a thread names the epoch it believes in,
+and does nothing when the thread has moved on (pruned, deleted, made anew); then what this process
+knew is dropped and the same data is sent again in full. So a stale cache costs a round trip, never
+a wrong state.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import (
+    EXCLUDED_METADATA_KEYS,
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+)
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer import records
+from haive_persistence.checkpointer.identity import Address, encode_id
+from haive_persistence.checkpointer.reading import StaleRead, Stored, ThreadReader, open_rows
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.split import Encoder
+from haive_persistence.checkpointer.thread_log import Batch, KnownHead, ProcessCache, ThreadLog
+from haive_persistence.db.protocol import Db, Query
+from haive_persistence.errors import ConflictError, InvalidInputError
+
+ATTEMPTS = 8
+PAGE = 64
+DELTA_PAGE = 128
+
+Config = Mapping[str, Any]
+CodecSource = Callable[[Db], Awaitable[BoundCodec]]
+
+
+class Engine:
+    """One tenant's checkpoints; every method takes the `Db` to work on, blocking or asynchronous."""
+
+    def __init__(
+        self, queries: Mapping[str, Query], tenant: str, cache: ProcessCache, codec: CodecSource
+    ) -> None:
+        self.queries = queries
+        self.tenant = tenant
+        self.cache = cache
+        self.codec = codec
+
+    def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
+        return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
+
+    # --- writing
+
+    async def put(
+        self,
+        db: Db,
+        config: Config,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> dict[str, Any]:
+        address = Address(config, self.tenant)
+        id_ = encode_id(checkpoint["id"])
+        kept_metadata = stored_metadata(config, metadata)
+        run = kept_metadata.get("run_id")
+        codec = await self.codec(db)
+        known: list[KnownHead] = []
+
+        def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+            encoder = Encoder(codec.codec, batch)
+            parent = address.checkpoint_id
+            reuse = log.heads.get((address.ns_key, parent)) if parent else None
+            head, as_known = records.encode_head(
+                encoder, batch, checkpoint, kept_metadata, reuse, new_versions, parent if codec.sealed else None
+            )
+            known[:] = [as_known]
+            return "put", {
+                "id": id_,
+                "parent": parent,
+                "ns": address.ns,
+                "run_key": codec.run_key(str(run)) if run else None,
+                "labels": None,
+                "frozen": sorted(encoder.structural) or None,
+                "head": codec.seal_head(address.thread, address.ns_key, id_, head),
+            }
+
+        log = await self._send(db, address, codec, encode)
+        with log.lock:
+            log.remember_head(address.ns_key, id_, known[0])
+        self.cache.trim()
+        return address.config(id_)
+
+    async def put_writes(
+        self, db: Db, config: Config, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> None:
+        address = Address(config, self.tenant)
+        if address.checkpoint_id is None:
+            raise InvalidInputError("put_writes needs the checkpoint_id of the checkpoint the writes belong to")
+        if not writes:
+            return
+        task = encode_id(task_id, "task_id")
+        id_ = address.checkpoint_id
+        now = time.time_ns() // 1000
+        upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        codec = await self.codec(db)
+
+        def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+            encoder = Encoder(codec.codec, batch)
+            record: list[Any] = [records.FORMAT, batch.base, now, task, task_path, upsert]
+            for channel, value in writes:
+                record += (channel, encoder.encode(value))
+            no = batch.reserve()
+            return "write", {
+                "id": id_,
+                "no": no,
+                "frozen": sorted(encoder.structural) or None,
+                "payload": codec.seal_write(address.thread, address.ns_key, id_, no, mf.pack(record)),
+            }
+
+        await self._send(db, address, codec, encode)
+
+    async def _send(
+        self,
+        db: Db,
+        address: Address,
+        codec: BoundCodec,
+        encode: Callable[[Batch, ThreadLog], tuple[str, dict[str, Any]]],
+    ) -> ThreadLog:
+        """Encode against what is known of the thread and send it, until the thread agrees."""
+        thread = address.thread
+        log = self.cache.get(thread.bytes) or self.cache.absent(thread.bytes)
+        for attempt in range(ATTEMPTS):
+            with log.lock:
+                batch = Batch(log)
+                name, params = encode(batch, log)
+                numbers = sorted(batch.send)
+                params |= {
+                    "thread": thread,
+                    "tenant": self.tenant,
+                    "epoch": log.epoch,
+                    "ns_key": address.ns_key,
+                    "numbers": numbers,
+                    "payloads": [codec.seal_piece(thread, no, batch.send[no]) for no in numbers],
+                }
+                if not log.exists:
+                    name = f"create_and_{name}"
+                    params["thread_id"] = address.thread_id
+                elif batch.shared:
+                    name += "_shared"
+            try:
+                kept = await db.fetch_all(self.queries[name], params, idempotent=True)
+            except ConflictError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                with log.lock:
+                    log.lane = None  # another process is in this lane: take a new one
+                continue
+            if kept:
+                log.exists = True
+                batch.acknowledge()
+                return log
+            log = await self._refresh(db, thread, log)
+        raise ConflictError(
+            f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
+        )
+
+    async def _refresh(self, db: Db, thread: uuid.UUID, log: ThreadLog) -> ThreadLog:
+        row = await db.fetch_one(self.queries["epoch"], {"thread": thread}, idempotent=True)
+        if row is None:
+            self.cache.drop(thread.bytes, log)
+            return self.cache.absent(thread.bytes)
+        return self.cache.at_epoch(thread.bytes, row[0])
+
+    # --- reading
+
+    async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
+        address = Address(config, self.tenant)
+        codec = await self.codec(db)
+        params = {"thread": address.thread, "ns_key": address.ns_key}
+        name = "get_latest"
+        if address.checkpoint_id is not None:
+            name, params["id"] = "get_one", address.checkpoint_id
+        for _ in range(ATTEMPTS):
+            rows = await db.fetch_all(self.queries[name], params, idempotent=True)
+            reader, stored = self._open(rows, address, codec)
+            if reader is None or not stored:
+                return None
+            try:
+                if missing := reader.needed(stored):
+                    await reader.fetch(db, missing)
+                found = reader.tuple(stored[0])
+            except StaleRead:
+                self.cache.drop(address.thread.bytes, reader.log)
+                continue
+            self.cache.trim()
+            return found
+        raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")
+
+    def _open(
+        self, rows: Sequence[tuple[Any, ...]], address: Address, codec: BoundCodec
+    ) -> tuple[ThreadReader | None, list[Stored]]:
+        """Rows of a query on one namespace; checkpoints in order of their depth."""
+        epoch = next((row[2] for row in rows if row[0] == "t"), None)
+        if epoch is None:
+            known = self.cache.get(address.thread.bytes)
+            if known is not None and known.exists:
+                self.cache.drop(address.thread.bytes, known)
+            self.cache.absent(address.thread.bytes)
+            return None, []
+        reader = self.reader(codec, address.thread, epoch)
+        ns_key = address.ns_key
+        writes: dict[bytes, list[records.Write]] = {}
+        for kind, id_, number, _, _, payload in rows:
+            if kind == "f":
+                reader.open_frozen(number, payload)
+            elif kind == "w":
+                writes.setdefault(id_, []).append(reader.open_write(ns_key, id_, number, payload))
+        stored = [
+            (
+                depth,
+                Stored(
+                    address.thread,
+                    address.thread_id_given,
+                    ns_key,
+                    ns,
+                    id_,
+                    parent,
+                    reader.open_head(ns_key, id_, parent, payload),
+                    writes.get(id_, []),
+                ),
+            )
+            for kind, id_, depth, parent, ns, payload in rows
+            if kind == "c"
+        ]
+        return reader, [s for _, s in sorted(stored, key=lambda pair: pair[0])]
+
+    async def list(
+        self,
+        db: Db,
+        config: Config | None,
+        *,
+        filter: Mapping[str, Any] | None,
+        before: Config | None,
+        limit: int | None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        name, params, thread_id = self._list_query(config, before)
+        codec = await self.codec(db)
+        left = limit
+        while left is None or left > 0:
+            size = PAGE if left is None or filter else min(PAGE, left)
+            page = await self._page(db, codec, name, {**params, "limit": size}, filter, thread_id)
+            for found in page.tuples:
+                yield found
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
+            if page.last is None or page.size < size:
+                return
+            params |= {"after_id": page.last.id, "after_ns": page.last.ns_key, "after_thread": page.last.thread}
+
+    def _list_query(
+        self, config: Config | None, before: Config | None
+    ) -> tuple[str, dict[str, Any], Any]:
+        params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
+        if before is not None and (given := (before.get("configurable") or {}).get("checkpoint_id")):
+            params["before"] = encode_id(given)
+        if config is None:
+            return "list_all", params, None
+        address = Address(config, self.tenant)
+        any_ns = (config["configurable"]).get("checkpoint_ns") is None
+        params |= {"thread": address.thread, "ns_key": None if any_ns else address.ns_key}
+        if address.checkpoint_id is not None:
+            return "list_one", params | {"id": address.checkpoint_id}, address.thread_id_given
+        return "list_thread" if any_ns else "list_namespace", params, address.thread_id_given
+
+    async def _page(
+        self,
+        db: Db,
+        codec: BoundCodec,
+        name: str,
+        params: dict[str, Any],
+        filter: Mapping[str, Any] | None,
+        thread_id: Any,
+    ) -> Page:
+        for _ in range(ATTEMPTS):
+            rows = await db.fetch_all(self.queries[name], params, idempotent=True)
+            found, readers = open_rows(rows, lambda thread, epoch: self.reader(codec, thread, epoch))
+            last, size = (found[-1] if found else None), len(found)
+            try:
+                if filter:
+                    await fetch_missing(db, readers, found, values=False)
+                    found = [s for s in found if contains(readers[s.thread].metadata(s.head), filter)]
+                await fetch_missing(db, readers, found)
+                if thread_id is not None:
+                    found = [s._replace(thread_id=thread_id) for s in found]
+                return Page([readers[s.thread].tuple(s) for s in found], last, size)
+            except StaleRead:
+                for thread, reader in readers.items():
+                    self.cache.drop(thread.bytes, reader.log)
+        raise ConflictError("the threads listed change faster than they can be read; try again")
+
+    async def delta_history(
+        self, db: Db, config: Config, channels: Sequence[str]
+    ) -> dict[str, DeltaChannelHistory]:
+        """Per channel, the writes since the nearest ancestor that has a value of it, and that value."""
+        if not channels:
+            return {}
+        address = Address(config, self.tenant)
+        codec = await self.codec(db)
+        depth = DELTA_PAGE
+        for _ in range(ATTEMPTS * 4):
+            params = {
+                "thread": address.thread,
+                "ns_key": address.ns_key,
+                "id": address.checkpoint_id,
+                "depth": depth,
+            }
+            rows = await db.fetch_all(self.queries["get_ancestors"], params, idempotent=True)
+            reader, chain = self._open(rows, address, codec)
+            if reader is None or not chain:
+                return {channel: {"writes": []} for channel in channels}
+            try:
+                await fetch_missing(db, {address.thread: reader}, chain, values=False)
+                walks = {channel: _walk(reader, chain, channel) for channel in channels}
+                if len(chain) > depth and any(seed is None for _, seed in walks.values()):
+                    depth *= 8
+                    continue
+                await reader.fetch(db, _needed_by(reader, walks))
+                return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
+            except StaleRead:
+                self.cache.drop(address.thread.bytes, reader.log)
+        raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")
+
+
+class Page(NamedTuple):
+    tuples: Sequence[CheckpointTuple]
+    last: Stored | None
+    size: int
+
+
+async def fetch_missing(
+    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[Stored], *, values: bool = True
+) -> None:
+    """Bring what some checkpoints need into memory: one statement per thread that lacks something."""
+    for thread, reader in readers.items():
+        if missing := reader.needed((s for s in stored if s.thread == thread), values=values):
+            await reader.fetch(db, missing)
+
+
+Walk = tuple[list[Stored], "tuple[mf.Manifest, int] | None"]
+
+
+def _walk(reader: ThreadReader, chain: Sequence[Stored], channel: str) -> Walk:
+    """The ancestors (nearest first) up to the first with a value of the channel, and that value's manifest."""
+    on_path: list[Stored] = []
+    for s in chain[1:]:
+        on_path.append(s)
+        names = reader.names(s.head)[3]
+        if channel in names:
+            return on_path, (s.head.values[names.index(channel)], s.head.base)
+    return on_path, None
+
+
+def _needed_by(reader: ThreadReader, walks: Mapping[str, Walk]) -> set[int]:
+    missing: set[int] = set()
+    for channel, (path, seed) in walks.items():
+        if seed is not None:
+            reader.add_missing(*seed, missing)
+        for s in path:
+            for w in s.writes:
+                for name, _, m in w.entries:
+                    if name == channel:
+                        reader.add_missing(m, w.base, missing)
+    return missing
+
+
+def _history(
+    reader: ThreadReader, channel: str, path: Sequence[Stored], seed: tuple[mf.Manifest, int] | None
+) -> DeltaChannelHistory:
+    writes: list[PendingWrite] = []
+    for s in reversed(path):
+        writes += reader.pending_writes(s.writes, channel)
+    if seed is None:
+        return {"writes": writes}
+    return {"writes": writes, "seed": reader.decoder.decode(*seed)}
+
+
+def stored_metadata(config: Config, metadata: CheckpointMetadata) -> dict[str, Any]:
+    """A checkpoint's metadata with the run's scalars, as LangGraph's own savers keep it."""
+    kept: dict[str, Any] = {k: v for k, v in metadata.items() if k != "writes"}
+    for source in (config.get("metadata"), config.get("configurable")):
+        for key, value in (source or {}).items():
+            if key in kept or key in EXCLUDED_METADATA_KEYS or key.startswith("__") or key == "writes":
+                continue
+            if isinstance(value, (str, int, float)):
+                kept[key] = value
+    return kept
+
+
+def contains(value: Any, wanted: Any) -> bool:
+    """Whether `value` has all of `wanted`, as Postgres's `@>` says of JSON: objects by key, arrays as sets."""
+    if isinstance(wanted, Mapping):
+        return isinstance(value, Mapping) and all(k in value and contains(value[k], v) for k, v in wanted.items())
+    if isinstance(wanted, (list, tuple)):
+        return isinstance(value, (list, tuple)) and all(any(contains(v, w) for v in value) for w in wanted)
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    return bool(value == wanted)

@@ -1,0 +1,115 @@
+"""Ids as LangGraph's users pass them, checked at the door, and the fixed-width keys made of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
+
+MAX_ID = 1024  # characters
+_TEXT_ID = b"\xff"  # marks an id that is not a UUID; sorts after every UUID
+
+
+def check_text(what: str, value: str, *, empty: bool = False) -> str:
+    """The string, if Postgres can hold it exactly. Raises InvalidIdentifierError otherwise."""
+    if not value and not empty:
+        raise InvalidIdentifierError(f"{what} is empty: give a non-empty string")
+    if len(value) > MAX_ID:
+        raise InvalidIdentifierError(f"{what} has {len(value)} characters; at most {MAX_ID} are accepted")
+    if "\x00" in value:
+        raise InvalidIdentifierError(f"{what} {value!r} contains a NUL character, which Postgres cannot store")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidIdentifierError(f"{what} {value!r} contains a lone surrogate: it is not valid Unicode") from exc
+    return value
+
+
+def thread_id_text(thread_id: object) -> str:
+    """A thread id as text: `str`, `int` and `UUID` are accepted; 7 and "7" are the same thread."""
+    if isinstance(thread_id, str):
+        return check_text("thread_id", str(thread_id))
+    if isinstance(thread_id, uuid.UUID) or (isinstance(thread_id, int) and not isinstance(thread_id, bool)):
+        return str(thread_id)
+    raise InvalidIdentifierError(
+        f"thread_id must be a str, an int or a UUID, not {type(thread_id).__name__}: {thread_id!r}"
+    )
+
+
+def _digest(size: int, *parts: str) -> bytes:
+    h = blake2b(digest_size=size)
+    for part in parts:
+        data = part.encode()
+        h.update(len(data).to_bytes(4, "big"))
+        h.update(data)
+    return h.digest()
+
+
+def thread_key(tenant: str, thread_id: str) -> uuid.UUID:
+    """The 128-bit key of a tenant's thread: BLAKE2b of both, each with its length in front."""
+    return uuid.UUID(bytes=_digest(16, tenant, thread_id))
+
+
+def ns_key(ns: str, branch: str = "") -> int:
+    """The 64-bit key of a checkpoint namespace on a branch ("" is the thread's main line)."""
+    return int.from_bytes(_digest(8, branch, ns), "big", signed=True)
+
+
+def run_key(run_id: str) -> int:
+    """The 64-bit key by which a run's checkpoints are found."""
+    return int.from_bytes(_digest(8, "run", run_id), "big", signed=True)
+
+
+ROOT_NS_KEY = ns_key("")
+
+
+def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
+    """A checkpoint's or task's id as bytes that sort as the ids do: 16 for a UUID, else its text."""
+    if not isinstance(checkpoint_id, str):
+        raise InvalidIdentifierError(f"{what} must be a str, not {type(checkpoint_id).__name__}: {checkpoint_id!r}")
+    if len(checkpoint_id) == 36:
+        try:
+            parsed = uuid.UUID(checkpoint_id)
+        except ValueError:
+            pass
+        else:
+            if str(parsed) == checkpoint_id:
+                return parsed.bytes
+    return _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
+
+
+def decode_id(data: bytes) -> str:
+    return str(uuid.UUID(bytes=data)) if len(data) == 16 and data[:1] != _TEXT_ID else data[1:].decode()
+
+
+class Address:
+    """Where a config points: a thread, a namespace and maybe a checkpoint."""
+
+    __slots__ = ("checkpoint_id", "ns", "ns_key", "thread", "thread_id", "thread_id_given")
+
+    def __init__(self, config: Mapping[str, Any], tenant: str) -> None:
+        configurable = config.get("configurable") or {}
+        if "thread_id" not in configurable:
+            raise InvalidInputError('the config has no thread_id: pass {"configurable": {"thread_id": "…"}}')
+        self.thread_id_given = configurable["thread_id"]
+        self.thread_id = thread_id_text(self.thread_id_given)
+        ns = configurable.get("checkpoint_ns", "")
+        if not isinstance(ns, str):
+            raise InvalidIdentifierError(f"checkpoint_ns must be a str, not {type(ns).__name__}: {ns!r}")
+        self.ns = check_text("checkpoint_ns", ns, empty=True) if ns else ""
+        self.ns_key = ns_key(ns) if ns else ROOT_NS_KEY
+        self.thread = thread_key(tenant, self.thread_id)
+        given = configurable.get("checkpoint_id")
+        self.checkpoint_id = encode_id(given) if given else None
+
+    def config(self, checkpoint_id: bytes) -> dict[str, Any]:
+        return {
+            "configurable": {
+                "thread_id": self.thread_id_given,
+                "checkpoint_ns": self.ns,
+                "checkpoint_id": decode_id(checkpoint_id),
+            }
+        }

@@ -1,0 +1,308 @@
+"""Delete, prune and copy. What may be deleted is decided here, in memory, under the thread's row lock.
+
+Whoever changes which pieces a thread has takes its row and gives it a new epoch first. Writers that
+believe in the old epoch wait for that row, find it changed, and send their data again in full; so no
+checkpoint can ever name a piece that is being deleted.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer import records
+from haive_persistence.checkpointer.engine import Engine
+from haive_persistence.checkpointer.identity import ROOT_NS_KEY, encode_id, thread_id_text, thread_key
+from haive_persistence.checkpointer.reading import Stored, ThreadReader, open_rows
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.thread_log import ThreadLog, new_epoch
+from haive_persistence.db.protocol import Db, Executor, Statement
+from haive_persistence.errors import InvalidInputError
+
+COUNTERS = "counters_since_delta_snapshot"
+COPY_ROWS = 1000
+Place = tuple[int, bytes]  # (ns_key, checkpoint_id)
+
+
+class _Thread(NamedTuple):
+    """A whole thread, read under its lock."""
+
+    reader: ThreadReader
+    checkpoints: list[Stored]
+    loose_writes: list[records.Write]
+
+
+class Maintenance:
+    """The operations that take pieces away or carry them over."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._queries = engine.queries
+
+    def _key(self, thread_id: object) -> uuid.UUID:
+        return thread_key(self._engine.tenant, thread_id_text(thread_id))
+
+    async def delete_threads(self, db: Db, thread_ids: Iterable[object]) -> None:
+        keys = [self._key(t) for t in thread_ids]
+        if not keys:
+            return
+        names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
+        await db.batch([Statement(self._queries[n], {"threads": keys}) for n in names], idempotent=True)
+        for key in keys:
+            self._engine.cache.drop(key.bytes)
+
+    async def prune(self, db: Db, thread_ids: Sequence[object], strategy: str) -> None:
+        if isinstance(thread_ids, (str, bytes)):
+            raise InvalidInputError("thread_ids must be a sequence of thread ids, not one string")
+        if strategy == "delete":
+            await self.delete_threads(db, thread_ids)
+        elif strategy == "keep_latest":
+            for thread_id in thread_ids:
+                await self._rewrite(db, self._key(thread_id), all_but_latest)
+        else:
+            raise InvalidInputError(f'unknown prune strategy {strategy!r}: use "keep_latest" or "delete"')
+
+    async def delete_for_runs(self, db: Db, run_ids: Sequence[str]) -> None:
+        if isinstance(run_ids, (str, bytes)):
+            raise InvalidInputError("run_ids must be a sequence of run ids, not one string")
+        if not run_ids:
+            return
+        wanted = {str(r) for r in run_ids}
+        codec = await self._engine.codec(db)
+        keys = {"run_keys": [codec.run_key(r) for r in wanted]}
+        rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
+
+        def of_runs(thread: _Thread) -> set[Place]:
+            reader = thread.reader
+            return {
+                (s.ns_key, s.id) for s in thread.checkpoints if str(reader.metadata(s.head).get("run_id")) in wanted
+            }
+
+        for key in dict.fromkeys(row[0] for row in rows):
+            await self._rewrite(db, key, of_runs)
+
+    async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
+        """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""
+        codec = await self._engine.codec(db)
+        epoch = new_epoch()
+        async with db.transaction() as tx:
+            if not await tx.fetch_all(self._queries["next_epoch"], {"thread": key, "epoch": epoch}):
+                return
+            thread = await self._whole(tx, codec, key, epoch)
+            doomed: set[Place] = choose(thread)
+            if doomed:
+                await self._delete(tx, key, thread, doomed)
+        self._engine.cache.drop(key.bytes)
+
+    async def _whole(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
+        params = {"thread": key}
+        names = ("all_frozen", "all_writes", "all_heads")
+        frozen, writes, heads = await tx.batch([Statement(self._queries[n], params) for n in names])
+        reader = ThreadReader(ThreadLog(epoch), codec, key, self._queries)
+        for no, payload in frozen:
+            reader.open_frozen(no, payload)
+        by_place: defaultdict[Place, list[records.Write]] = defaultdict(list)
+        for ns_key, id_, no, _, payload in writes:
+            by_place[ns_key, id_].append(reader.open_write(ns_key, id_, no, payload))
+        checkpoints = [
+            Stored(
+                key,
+                None,
+                ns_key,
+                ns,
+                id_,
+                parent,
+                reader.open_head(ns_key, id_, parent, payload),
+                by_place.pop((ns_key, id_), []),
+            )
+            for ns_key, id_, parent, ns, _, payload in heads
+        ]
+        if missing := reader.needed(checkpoints, values=False):
+            await reader.fetch(tx, missing)
+        # A run saves its writes in the background: those of a checkpoint not saved yet are kept.
+        return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
+
+    async def _delete(self, tx: Executor, key: uuid.UUID, thread: _Thread, doomed: set[Place]) -> None:
+        kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in doomed]
+        live = live_ranges(thread.reader, kept, thread.loose_writes)
+        places = sorted(doomed)
+        params: dict[str, Any] = {
+            "thread": key,
+            "ns_keys": [ns for ns, _ in places],
+            "ids": [id_ for _, id_ in places],
+            "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
+        }
+        names = ["delete_checkpoints", "delete_writes", "forget_parents", "delete_pieces_outside"]
+        statements = [Statement(self._queries[n], params) for n in names]
+        if not kept and not thread.loose_writes:
+            statements.append(Statement(self._queries["delete_thread"], {"threads": [key]}))
+        await tx.batch(statements)
+
+    async def copy_thread(self, db: Db, source: object, target: object) -> None:
+        """Everything of one thread, to another. Sealed payloads are bound to their row: they are sealed anew."""
+        params = {
+            "thread": self._key(source),
+            "target": self._key(target),
+            "tenant": self._engine.tenant,
+            "epoch": new_epoch(),
+            "thread_id": thread_id_text(target),
+        }
+        if params["thread"] == params["target"]:
+            raise InvalidInputError("source and target are the same thread")
+        codec = await self._engine.codec(db)
+        if codec.sealed:
+            await self._copy_sealed(db, codec, params)
+        else:
+            names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
+            async with db.transaction(isolation="repeatable read") as tx:
+                if await tx.fetch_one(self._queries["epoch"], params) is not None:
+                    await tx.batch([Statement(self._queries[n], params) for n in names])
+        self._engine.cache.drop(params["target"].bytes)
+
+    async def _copy_sealed(self, db: Db, codec: BoundCodec, params: dict[str, Any]) -> None:
+        source, target = params["thread"], params["target"]
+        async with db.transaction(isolation="repeatable read") as tx:
+            if await tx.fetch_one(self._queries["epoch"], params) is None:
+                return
+            await tx.execute(self._queries["copy_thread_row"], params)
+            for name, rows in (
+                ("insert_pieces", await tx.fetch_all(self._queries["all_pieces"], params)),
+                ("insert_checkpoints", await tx.fetch_all(self._queries["whole_checkpoints"], params)),
+                ("insert_writes", await tx.fetch_all(self._queries["all_writes"], params)),
+            ):
+                reseal = _RESEAL[name]
+                for at in range(0, len(rows), COPY_ROWS):
+                    part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
+                    await tx.batch([Statement(self._queries[name], params | row) for row in part])
+
+
+def _reseal_piece(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+    no, payload = row
+    return {"no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
+
+
+def _reseal_head(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+    ns_key, run, id_, parent, ns, frozen, labels, head = row
+    return {
+        "ns_key": ns_key,
+        "run_key": run,
+        "id": id_,
+        "parent": parent,
+        "ns": ns,
+        "frozen": frozen,
+        "labels": labels,
+        "head": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
+    }
+
+
+def _reseal_write(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+    ns_key, id_, no, frozen, payload = row
+    data = codec.open_write(source, ns_key, id_, no, payload)
+    return {
+        "ns_key": ns_key,
+        "id": id_,
+        "no": no,
+        "frozen": frozen,
+        "payload": codec.seal_write(target, ns_key, id_, no, data),
+    }
+
+
+_RESEAL = {
+    "insert_pieces": _reseal_piece,
+    "insert_checkpoints": _reseal_head,
+    "insert_writes": _reseal_write,
+}
+
+
+def live_ranges(
+    reader: ThreadReader, kept: Iterable[Stored], loose: Iterable[records.Write]
+) -> Iterator[tuple[int, int]]:
+    """The piece numbers that some checkpoints and writes use, as sorted `(start, stop)`."""
+    runs: set[tuple[int, int]] = set()
+    for s in kept:
+        runs.add((s.head.template, 1))
+        for m in s.head.manifests():
+            runs.update(mf.piece_numbers(m, s.head.base, reader.log.frozen))
+        for w in s.writes:
+            runs.update(_of_write(reader, w))
+    for w in loose:
+        runs.update(_of_write(reader, w))
+    start = stop = -1
+    for first, count in sorted(runs):
+        if first <= stop:
+            stop = max(stop, first + count)
+            continue
+        if start >= 0:
+            yield start, stop
+        start, stop = first, first + count
+    if start >= 0:
+        yield start, stop
+
+
+def _of_write(reader: ThreadReader, write: records.Write) -> Iterator[tuple[int, int]]:
+    for _, _, m in write.entries:
+        yield from mf.piece_numbers(m, write.base, reader.log.frozen)
+
+
+# --- what keep_latest keeps
+
+
+def all_but_latest(thread: _Thread) -> set[Place]:
+    """All checkpoints but the latest of each namespace and what those still need.
+
+    A subgraph call's namespace ends in ":" and its task's id, and goes with the root checkpoint that
+    the call started from, once that one is saved; a `checkpointer=True` subgraph's outlives its calls.
+    A `DeltaChannel` is rebuilt from its ancestors' writes: they are kept back to its last stored value.
+    """
+    by_ns: dict[int, dict[bytes, Stored]] = {}
+    for s in thread.checkpoints:  # newest first within each namespace
+        by_ns.setdefault(s.ns_key, {})[s.id] = s
+    roots = by_ns.get(ROOT_NS_KEY, {})
+    kept_roots = _kept(thread.reader, roots)
+    doomed = {(ROOT_NS_KEY, id_) for id_ in roots if id_ not in kept_roots}
+    latest_root = next(iter(roots), None)
+    for ns_key, line in by_ns.items():
+        if ns_key == ROOT_NS_KEY:
+            continue
+        head = next(iter(line.values()))
+        started = (thread.reader.metadata(head.head).get("parents") or {}).get("")
+        origin = encode_id(started) if isinstance(started, str) and started else None
+        if ":" in head.ns and origin in roots and origin != latest_root:
+            doomed.update((ns_key, id_) for id_ in line)
+        else:
+            kept = _kept(thread.reader, line)
+            doomed.update((ns_key, id_) for id_ in line if id_ not in kept)
+    return doomed
+
+
+def _kept(reader: ThreadReader, line: Mapping[bytes, Stored]) -> set[bytes]:
+    """The latest checkpoint of a namespace and the ancestors its delta channels are rebuilt from."""
+    if not line:
+        return set()
+    latest = next(iter(line.values()))
+    delta = _delta_channels(reader, line.values())
+    names = reader.names(latest.head)
+    open_channels = {ch for ch in delta if ch in names[0] and ch not in names[3]}
+    kept = {latest.id}
+    at = latest
+    while open_channels and at.parent is not None and at.parent in line:
+        at = line[at.parent]
+        kept.add(at.id)
+        open_channels -= set(reader.names(at.head)[3])
+    return kept
+
+
+def _delta_channels(reader: ThreadReader, line: Iterable[Stored]) -> set[str]:
+    """The channels that counters or snapshots show to be `DeltaChannel`s."""
+    found: set[str] = set()
+    for s in line:
+        names = reader.names(s.head)
+        for channel, m in zip(names[3], s.head.values, strict=True):
+            if type(m) is list and m[0] == mf.SNAPSHOT:
+                found.add(channel)
+        if COUNTERS in names[2]:
+            found.update(records.metadata_value(s.head, names, COUNTERS, reader.decoder) or {})
+    return found

@@ -1,0 +1,226 @@
+"""How a value is described by the pieces it is made of. Pure: bytes and numbers, no database.
+
+A thread owns an append-only log of immutable *pieces*, each known by its number. A value is
+described by a *manifest*, which names pieces instead of holding them:
+
+    None            None
+    bytes           a small value, serialised in place
+    [0, no]         a value that is piece `no`
+    [1, items]      a list: its items one after the other
+    [2, items]      a dict: its items one after the other
+    [3, node, m]    a `Send` to `node` whose argument is manifest `m`
+    [4, m]          a `_DeltaSnapshot` of manifest `m`
+
+    items           a flat array of
+                        start, n (n > 0)           pieces start … start+n-1, each a slice of the list
+                                                   (or dict), serialised
+                        no, 0, first, count        `count` numbers of frozen sequence `no`, from `first`
+                        [key | None, m]            one element (entry) with a manifest of its own
+
+Numbers in `items` are written as differences to the number expected next, so that an append-only
+list is one range and costs a few bytes however long it is. A sequence that falls into many ranges
+is *frozen*: written once as a piece of its own, and from then on named by a slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import ormsgpack
+
+LEAF, LIST, DICT, SEND, SNAPSHOT = range(5)
+
+Manifest = Any  # None | bytes | list, as drawn above
+Entry = tuple[Any, Manifest]  # (key or None, manifest) of one element that has its own
+
+FREEZE_BYTES = 128  # a sequence whose ranges take more than this is frozen
+
+
+def pack(value: object) -> bytes:
+    """Manifests and records as bytes: plain msgpack, no extension types."""
+    return ormsgpack.packb(value)
+
+
+def unpack(data: bytes) -> Any:
+    return ormsgpack.unpackb(data)
+
+
+def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive numbers, as (start, length)."""
+    it = iter(numbers)
+    for start in it:
+        end = start + 1
+        for no in it:
+            if no == end:
+                end += 1
+                continue
+            yield start, end - start
+            start, end = no, no + 1
+        yield start, end - start
+        return
+
+
+def encode_items(parts: Iterable[int | Entry | tuple[int, int, int]], base: int) -> list[Any]:
+    """Items as the flat array of the module's docstring; differences start from `base`.
+
+    `parts` holds piece numbers, `(no, first, count)` slices of frozen sequences and `(key, manifest)`
+    entries, in order.
+    """
+    out: list[Any] = []
+    expected = base
+    run_start = run_end = -1
+    for part in parts:
+        if type(part) is int:
+            if part == run_end:
+                run_end += 1
+                continue
+            if run_start >= 0:
+                out += (run_start - expected, run_end - run_start)
+                expected = run_end
+            run_start, run_end = part, part + 1
+            continue
+        if run_start >= 0:
+            out += (run_start - expected, run_end - run_start)
+            expected, run_start, run_end = run_end, -1, -1
+        if len(part) == 3:
+            out += (part[0] - expected, 0, part[1], part[2])
+        else:
+            out.append(list(part))
+    if run_start >= 0:
+        out += (run_start - expected, run_end - run_start)
+    return out
+
+
+def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int | tuple[int, int, int]]:
+    """The numbers `parts`, with runs that stand in a frozen sequence as `(no, first, count)`."""
+    where = {number: at for at, number in enumerate(frozen)}
+    at, end = 0, len(parts)
+    while at < end:
+        first = where.get(parts[at])
+        if first is None:
+            yield parts[at]
+            at += 1
+            continue
+        count = 1
+        while at + count < end and first + count < len(frozen) and parts[at + count] == frozen[first + count]:
+            count += 1
+        if count > 2:
+            yield (no, first, count)
+        else:
+            yield from parts[at : at + count]
+        at += count
+
+
+def decode_items(
+    items: Sequence[Any], base: int, frozen: dict[int, list[int]]
+) -> Iterator[int | tuple[int, int] | list[Any]]:
+    """Yield `(start, length)` ranges, single numbers out of frozen sequences, and `[key, manifest]`.
+
+    Raises KeyError with the piece's number when a frozen sequence is not in `frozen` yet.
+    """
+    expected, at, end = base, 0, len(items)
+    while at < end:
+        head = items[at]
+        if type(head) is list:
+            yield head
+            at += 1
+            continue
+        start, length = expected + head, items[at + 1]
+        if length:
+            yield start, length
+            expected = start + length
+            at += 2
+        else:
+            first, count = items[at + 2], items[at + 3]
+            yield from frozen[start][first : first + count]
+            at += 4
+
+
+def frozen_numbers(manifest: Manifest, base: int) -> Iterator[int]:
+    """The numbers of the frozen sequences a manifest names, at any depth."""
+    if type(manifest) is not list:
+        return
+    kind = manifest[0]
+    if kind in (SEND, SNAPSHOT):
+        yield from frozen_numbers(manifest[-1], base)
+    elif kind in (LIST, DICT):
+        expected, at, items = base, 0, manifest[1]
+        while at < len(items):
+            head = items[at]
+            if type(head) is list:
+                yield from frozen_numbers(head[1], base)
+                at += 1
+            elif items[at + 1]:
+                expected += head + items[at + 1]
+                at += 2
+            else:
+                yield expected + head
+                at += 4
+
+
+def piece_numbers(manifest: Manifest, base: int, frozen: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
+    """Every piece a manifest needs, as `(start, length)`; the frozen sequences included."""
+    if type(manifest) is not list:
+        return
+    kind = manifest[0]
+    if kind == LEAF:
+        yield base + manifest[1], 1
+    elif kind in (SEND, SNAPSHOT):
+        yield from piece_numbers(manifest[-1], base, frozen)
+    else:
+        for no in frozen_numbers(manifest, base):
+            yield no, 1
+        for part in decode_items(manifest[1], base, frozen):
+            if type(part) is tuple:
+                yield part
+            elif type(part) is int:
+                yield part, 1
+            else:
+                yield from piece_numbers(part[1], base, frozen)
+
+
+def rebase(manifest: Manifest, by: int) -> Manifest:
+    """The same manifest, counted from a base that is `by` lower."""
+    if type(manifest) is not list or by == 0:
+        return manifest
+    kind = manifest[0]
+    if kind == LEAF:
+        return [LEAF, manifest[1] + by]
+    if kind in (SEND, SNAPSHOT):
+        return [*manifest[:-1], rebase(manifest[-1], by)]
+    out: list[Any] = []
+    items, at, moved = manifest[1], 0, False
+    while at < len(items):
+        head = items[at]
+        if type(head) is list:
+            out.append([head[0], rebase(head[1], by)])
+            at += 1
+            continue
+        width = 2 if items[at + 1] else 4
+        out += (head if moved else head + by, *items[at + 1 : at + width])
+        moved = moved or width == 2
+        at += width
+    return [kind, out]
+
+
+def encode_frozen(numbers: Sequence[int]) -> bytes:
+    """A frozen sequence as a piece: its numbers as ranges, differences from the first."""
+    base = numbers[0] if numbers else 0
+    out = [base]
+    expected = base
+    for start, length in ranges(numbers):
+        out += (start - expected, length)
+        expected = start + length
+    return pack(out)
+
+
+def decode_frozen(data: bytes) -> list[int]:
+    base, *steps = unpack(data)
+    out: list[int] = []
+    expected = base
+    for at in range(0, len(steps), 2):
+        start = expected + steps[at]
+        expected = start + steps[at + 1]
+        out.extend(range(start, expected))
+    return out

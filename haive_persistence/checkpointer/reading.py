@@ -1,0 +1,209 @@
+"""Rows of the reading queries to `CheckpointTuple`s: which pieces are missing, fetch them, decode."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer import records
+from haive_persistence.checkpointer.identity import decode_id
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.split import Decoder
+from haive_persistence.checkpointer.thread_log import ThreadLog
+from haive_persistence.db.protocol import Executor, Query
+from haive_persistence.errors import DecodeError, TamperedError
+
+FETCH_AT_ONCE = 20_000  # pieces per statement
+
+
+class StaleRead(Exception):  # noqa: N818 - never leaves this package
+    """The thread changed between two statements of one read: read again."""
+
+
+class Stored(NamedTuple):
+    """One checkpoint as its rows say it."""
+
+    thread: uuid.UUID
+    thread_id: Any
+    ns_key: int
+    ns: str
+    id: bytes
+    parent: bytes | None
+    head: records.Head
+    writes: list[records.Write]
+
+
+class ThreadReader:
+    """Reads one thread at one epoch."""
+
+    def __init__(self, log: ThreadLog, codec: BoundCodec, thread: uuid.UUID, queries: Mapping[str, Query]) -> None:
+        self.log = log
+        self.thread = thread
+        self._codec = codec
+        self._queries = queries
+        self.decoder = Decoder(codec.codec, log)
+
+    # --- opening rows
+
+    def open_frozen(self, no: int, payload: bytes) -> None:
+        if no not in self.log.frozen:
+            data = self._codec.open_piece(self.thread, no, payload)
+            self.log.pieces[no] = data
+            self.log.remember_frozen(no, mf.decode_frozen(data))
+
+    def open_head(self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes) -> records.Head:
+        head = records.open_head(self._codec.open_head(self.thread, ns_key, checkpoint_id, payload))
+        bound = head.fields[11]
+        if self._codec.sealed and parent is not None and bound != parent:
+            raise TamperedError("a checkpoint's parent is not the one it was sealed with: the row was changed")
+        return head
+
+    def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
+        data = self._codec.open_write(self.thread, ns_key, checkpoint_id, no, payload)
+        return records.open_write(no, data, WRITES_IDX_MAP)
+
+    # --- pieces
+
+    def needed(self, stored: Iterable[Stored], *, values: bool = True) -> set[int]:
+        """The pieces of some checkpoints that are not known yet."""
+        pieces = self.log.pieces
+        missing: set[int] = set()
+        for s in stored:
+            if s.head.template not in pieces:
+                missing.add(s.head.template)
+            manifests = s.head.manifests() if values else s.head.fields[8]
+            for m in manifests:
+                self.add_missing(m, s.head.base, missing)
+            if values:
+                for w in s.writes:
+                    for _, _, m in w.entries:
+                        self.add_missing(m, w.base, missing)
+        return missing
+
+    def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
+        if type(manifest) is not list:
+            return
+        pieces = self.log.pieces
+        try:
+            for start, count in mf.piece_numbers(manifest, base, self.log.frozen):
+                if count == 1:
+                    if start not in pieces:
+                        missing.add(start)
+                else:
+                    missing.update(no for no in range(start, start + count) if no not in pieces)
+        except KeyError as exc:
+            raise StaleRead from exc
+
+    async def fetch(self, db: Executor, missing: set[int]) -> None:
+        """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""
+        numbers = sorted(missing)
+        for at in range(0, len(numbers), FETCH_AT_ONCE):
+            part = numbers[at : at + FETCH_AT_ONCE]
+            rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
+            for no, payload in rows:
+                data = self._codec.open_piece(self.thread, no, payload)
+                self.log.pieces[no] = data
+                self.log.bytes_held += len(data) + 100
+            if len(rows) != len(part):
+                raise StaleRead
+
+    def _piece_query(self, numbers: Sequence[int]) -> tuple[Query, dict[str, Any]]:
+        key = {"thread": self.thread, "epoch": self.log.epoch}
+        runs = list(mf.ranges(numbers))
+        if len(runs) * 4 > len(numbers):
+            return self._queries["pieces"], {**key, "numbers": list(numbers)}
+        starts = [start for start, _ in runs]
+        ends = [start + count for start, count in runs]
+        return self._queries["piece_ranges"], {**key, "starts": starts, "ends": ends}
+
+    # --- decoding
+
+    def names(self, head: records.Head) -> list[Any]:
+        data = self.log.pieces[head.template]
+        if type(data) is bytes:
+            data = self.log.pieces[head.template] = _Names(mf.unpack(data))
+        if type(data) is not _Names:
+            raise DecodeError("a checkpoint names a piece that is not a template: the data is damaged")
+        return data.names
+
+    def metadata(self, head: records.Head) -> dict[str, Any]:
+        return records.decode_metadata(head, self.names(head), self.decoder)
+
+    def tuple(self, s: Stored) -> CheckpointTuple:
+        """The checkpoint with values of its own; its pieces must be in memory."""
+        names = self.names(s.head)
+        self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
+        address = {"thread_id": s.thread_id, "checkpoint_ns": s.ns}
+        checkpoint = records.decode_checkpoint(s.head, names, decode_id(s.id), self.decoder)
+        parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
+        return CheckpointTuple(
+            {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
+            checkpoint,  # type: ignore[arg-type]
+            self.metadata(s.head),  # type: ignore[arg-type]
+            parent or None,  # type: ignore[arg-type]
+            self.pending_writes(s.writes),
+        )
+
+    def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
+        return [(decode_id(task), ch, self.decoder.decode(m, base)) for task, ch, m, base in ordered(writes, channel)]
+
+
+class _Names:
+    """A template, unpacked once."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, names: list[Any]) -> None:
+        self.names = names
+
+
+def ordered(
+    writes: Iterable[records.Write], channel: str | None = None
+) -> list[tuple[bytes, str, mf.Manifest, int]]:
+    """The writes of one checkpoint as LangGraph wants them: (task, channel, manifest, base).
+
+    A task's writes are known by their index. Writing an index again changes nothing, except for lists of
+    special writes (errors, interrupts, resumes), which replace what was there.
+    """
+    slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
+    for w in sorted(writes, key=lambda w: (w.time, w.no)):
+        for name, idx, m in w.entries:
+            if w.upsert or (w.task_id, idx) not in slots:
+                slots[w.task_id, idx] = (w.task_path, name, m, w.base)
+    in_order = sorted(slots.items(), key=lambda s: writes_sort_key(s[1][0], decode_id(s[0][0]), s[0][1]))
+    return [
+        (task, name, m, base)
+        for (task, _), (_, name, m, base) in in_order
+        if channel is None or name == channel
+    ]
+
+
+def open_rows(
+    rows: Sequence[tuple[Any, ...]],
+    reader_of: Callable[[uuid.UUID, int], ThreadReader],
+) -> tuple[list[Stored], dict[uuid.UUID, ThreadReader]]:
+    """Rows of a listing query as checkpoints in order, with a reader for each thread."""
+    readers: dict[uuid.UUID, ThreadReader] = {}
+    thread_ids: dict[uuid.UUID, str] = {}
+    writes: defaultdict[tuple[uuid.UUID, int, bytes], list[records.Write]] = defaultdict(list)
+    stored: list[Stored] = []
+    for kind, thread, ns_key, id_, number, other, text, payload in rows:
+        if kind == "t":
+            readers[thread] = reader_of(thread, number)
+            thread_ids[thread] = text
+        elif kind == "f":
+            readers[thread].open_frozen(number, payload)
+        elif kind == "w":
+            writes[thread, ns_key, id_].append(readers[thread].open_write(ns_key, id_, number, payload))
+        elif thread in readers:
+            head = readers[thread].open_head(ns_key, id_, other, payload)
+            stored.append(
+                Stored(thread, thread_ids[thread], ns_key, text, id_, other, head, writes[thread, ns_key, id_])
+            )
+    return stored, readers
+

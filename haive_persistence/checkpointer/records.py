@@ -1,0 +1,204 @@
+"""The records of the checkpointer's tables: what a checkpoint's `head` and a write's `payload` hold.
+
+Both are msgpack arrays and begin with the number of their format; a reader knows every format
+up to its own and says so when it meets a newer one.
+
+    head     [1, base, template, v, ts, versions, seen, updated, metadata, values, extra, parent]
+    payload  [1, base, time, task_id, task_path, upsert, channel, manifest, channel, manifest, …]
+
+`base` is the number the manifests count from. `template` is the piece that holds the names (of
+channels, nodes and metadata keys), which hardly change from one checkpoint of a thread to the next;
+`versions`, `metadata`, … are the values in the order of those names. `ts` is microseconds since
+1970 when that says it exactly, otherwise the text itself. `parent` is the parent's id when the
+codec seals, so that nobody can hang a checkpoint elsewhere; else None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.split import Decoder, Encoder
+from haive_persistence.checkpointer.thread_log import Batch, KnownHead
+from haive_persistence.errors import DecodeError
+
+FORMAT = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+_KNOWN = frozenset(
+    {"v", "id", "ts", "channel_values", "channel_versions", "versions_seen", "updated_channels"}
+)
+
+
+def encode_time(ts: Any) -> Any:
+    """An ISO timestamp as microseconds since 1970, or as it is where that would not say it exactly."""
+    if type(ts) is str:
+        try:
+            at = datetime.fromisoformat(ts)
+            if at.tzinfo is not None and at.isoformat() == ts and at.utcoffset() == timedelta(0):
+                return (at - _EPOCH) // _MICROSECOND
+        except ValueError:
+            pass
+    return ts
+
+
+def decode_time(ts: Any) -> Any:
+    return (_EPOCH + timedelta(microseconds=ts)).isoformat() if type(ts) is int else ts
+
+
+def check_format(record: Any, what: str) -> None:
+    if type(record) is not list or not record or record[0] != FORMAT:
+        found = record[0] if type(record) is list and record else "?"
+        raise DecodeError(
+            f"a {what} has format {found!r}, this package reads up to {FORMAT}: "
+            "it was written by a newer version; upgrade haive-persistence"
+        )
+
+
+class Head(NamedTuple):
+    """A checkpoint's record, unpacked; `names` and manifests still encoded."""
+
+    base: int
+    template: int
+    fields: list[Any]
+
+    @property
+    def values(self) -> list[Any]:
+        return self.fields[9]
+
+    def manifests(self) -> list[mf.Manifest]:
+        """Every manifest of the head."""
+        f = self.fields
+        return [*f[8], *f[9], *f[10]]
+
+
+def encode_head(
+    encoder: Encoder,
+    batch: Batch,
+    checkpoint: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    reuse: KnownHead | None,
+    new_versions: Mapping[str, Any],
+    parent: bytes | None,
+) -> tuple[bytes, KnownHead]:
+    """A checkpoint's record. Channels whose version is the parent's keep the parent's manifests."""
+    versions: Mapping[str, Any] = checkpoint["channel_versions"]
+    seen: Mapping[str, Mapping[str, Any]] = checkpoint["versions_seen"]
+    values: Mapping[str, Any] = checkpoint["channel_values"]
+    extra = {k: v for k, v in checkpoint.items() if k not in _KNOWN}
+    names = [
+        list(versions),
+        [[node, list(v)] for node, v in seen.items()],
+        list(metadata),
+        list(values),
+        list(extra),
+    ]
+    template = batch.intern("template", mf.pack(names))
+    manifests = {k: _manifest(encoder, k, v, versions, new_versions, reuse, batch.base) for k, v in values.items()}
+    at = {name: i for i, name in enumerate(versions)}
+    updated = checkpoint.get("updated_channels")
+    record = [
+        FORMAT,
+        batch.base,
+        template - batch.base,
+        checkpoint["v"],
+        encode_time(checkpoint["ts"]),
+        list(versions.values()),
+        [list(v.values()) for v in seen.values()],
+        None if updated is None else [at.get(name, name) for name in updated],
+        [encoder.encode(v, 64) for v in metadata.values()],
+        list(manifests.values()),
+        [encoder.encode(v) for v in extra.values()],
+        parent,
+    ]
+    return mf.pack(record), KnownHead(dict(versions), manifests, batch.base)
+
+
+def _manifest(
+    encoder: Encoder,
+    channel: str,
+    value: Any,
+    versions: Mapping[str, Any],
+    new_versions: Mapping[str, Any],
+    reuse: KnownHead | None,
+    base: int,
+) -> mf.Manifest:
+    if (
+        reuse is not None
+        and channel not in new_versions
+        and channel in reuse.manifests
+        and reuse.versions.get(channel) == versions.get(channel)
+    ):
+        return encoder.again(reuse.manifests[channel], reuse.base)
+    return encoder.encode(value)
+
+
+def open_head(data: bytes) -> Head:
+    fields = mf.unpack(data)
+    check_format(fields, "checkpoint")
+    return Head(fields[1], fields[1] + fields[2], fields)
+
+
+def metadata_value(head: Head, names: list[Any], key: str, decoder: Decoder) -> Any:
+    """One metadata value of a head, or None."""
+    keys = names[2]
+    return decoder.decode(head.fields[8][keys.index(key)], head.base) if key in keys else None
+
+
+def decode_metadata(head: Head, names: list[Any], decoder: Decoder) -> dict[str, Any]:
+    return {k: decoder.decode(m, head.base) for k, m in zip(names[2], head.fields[8], strict=True)}
+
+
+def decode_checkpoint(head: Head, names: list[Any], checkpoint_id: str, decoder: Decoder) -> dict[str, Any]:
+    """The checkpoint as it was put, with values of its own."""
+    f = head.fields
+    channels = names[0]
+    updated = f[7]
+    checkpoint = {
+        "v": f[3],
+        "ts": decode_time(f[4]),
+        "id": checkpoint_id,
+        "channel_values": {k: decoder.decode(m, head.base) for k, m in zip(names[3], f[9], strict=True)},
+        "channel_versions": dict(zip(channels, f[5], strict=True)),
+        "versions_seen": {
+            node: dict(zip(keys, seen, strict=True)) for (node, keys), seen in zip(names[1], f[6], strict=True)
+        },
+        "updated_channels": None
+        if updated is None
+        else [channels[u] if type(u) is int else u for u in updated],
+    }
+    for key, m in zip(names[4], f[10], strict=True):
+        checkpoint[key] = decoder.decode(m, head.base)
+    return checkpoint
+
+
+def known_head(head: Head, names: list[Any]) -> KnownHead:
+    return KnownHead(
+        dict(zip(names[0], head.fields[5], strict=True)),
+        dict(zip(names[3], head.fields[9], strict=True)),
+        head.base,
+    )
+
+
+class Write(NamedTuple):
+    """A `put_writes` call as stored."""
+
+    no: int
+    base: int
+    time: int
+    task_id: bytes
+    task_path: str
+    upsert: bool
+    entries: list[tuple[str, int, mf.Manifest]]  # channel, idx, manifest
+
+
+def open_write(no: int, data: bytes, special: Mapping[str, int]) -> Write:
+    f = mf.unpack(data)
+    check_format(f, "pending write")
+    pairs = f[6:]
+    entries = [
+        (pairs[i], special.get(pairs[i], i // 2), pairs[i + 1]) for i in range(0, len(pairs), 2)
+    ]
+    return Write(no, f[1], f[2], f[3], f[4], f[5], entries)

@@ -1,0 +1,285 @@
+"""`Checkpointer`: LangGraph's saver, blocking and asynchronous on one object."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from typing_extensions import Self
+
+from haive_persistence.checkpointer.config import CheckpointConfig
+from haive_persistence.checkpointer.engine import Engine
+from haive_persistence.checkpointer.keys import CodecProvider
+from haive_persistence.checkpointer.maintenance import Maintenance
+from haive_persistence.checkpointer.thread_log import ProcessCache
+from haive_persistence.codec import SafeSerializer
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import Database
+from haive_persistence.db.protocol import run_sync
+from haive_persistence.errors import ConfigError
+
+
+class HasDatabase(Protocol):
+    """Anything that works on a `Database`, such as a `PostgresStore`."""
+
+    @property
+    def database(self) -> Database: ...
+
+
+class _Done:
+    """The result of a call that has finished and may be awaited all the same."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+_caches: weakref.WeakSet[ProcessCache] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """A forked child must not write into its parent's lanes."""
+    for cache in list(_caches):
+        cache.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class Checkpointer(BaseCheckpointSaver[Any]):
+    """Keeps a LangGraph graph's state in Postgres.
+
+        graph = builder.compile(checkpointer=Checkpointer("postgresql://…"))
+
+    One object serves `invoke` and `ainvoke`, any number of threads and event loops, and any number of
+    conversations. The schema is created and brought up to date on first use.
+
+    Args:
+        store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
+            string, a `PersistenceConfig`, or None for the embedded Postgres.
+        config: Compression, encryption and memory. Keyword arguments of `CheckpointConfig` may be given
+            directly instead.
+        serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
+            and constructs data types only.
+
+    Raises:
+        ConfigError: If the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        store: HasDatabase | Database | PersistenceConfig | str | None = None,
+        *,
+        config: CheckpointConfig | None = None,
+        serde: SerializerProtocol | None = None,
+    ) -> None:
+        super().__init__(serde=serde or SafeSerializer())
+        self.config = config or CheckpointConfig()
+        self._owns_database = False
+        if isinstance(store, Database):
+            self._database = store
+        elif store is None or isinstance(store, (str, PersistenceConfig)):
+            self._database = Database(store)
+            self._owns_database = True
+        elif isinstance(getattr(store, "database", None), Database):
+            self._database = store.database
+        else:
+            raise ConfigError(
+                f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, a Database, "
+                "a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
+            )
+        self._built: tuple[Any, Engine, Maintenance] | None = None
+
+    @classmethod
+    def from_conn_string(cls, conn_string: str, *, pipeline: bool = False, **options: Any) -> Self:
+        """A saver for a connection string, to be used with `with` or `async with`.
+
+        `pipeline` is accepted for compatibility: every operation is one round trip either way.
+        """
+        return cls(conn_string, **options)
+
+    # --- life
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def setup(self) -> Awaitable[None]:
+        """Bring the schema up to date now; nobody must call it. May be awaited."""
+        self._database.setup()
+        return _Done()
+
+    def close(self) -> None:
+        """Close the connections, if this object opened them."""
+        if self._owns_database:
+            self._database.close()
+
+    async def aclose(self) -> None:
+        """Close the connections, if this object opened them."""
+        if self._owns_database:
+            await self._database.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def for_tenant(self, tenant: str) -> Checkpointer:
+        """The same saver on the same connections, for another tenant's threads."""
+        return Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
+
+    def _parts(self) -> tuple[Any, Engine, Maintenance]:
+        """The logic for the current `serde`: `with_allowlist` makes a shallow copy and changes that.
+
+        What one serialiser decoded is never handed out under another, stricter one.
+        """
+        built = self._built
+        if built is None or built[0] is not self.serde:
+            cache = ProcessCache(self.config.cache_bytes)
+            _caches.add(cache)
+            queries = self._database.queries("checkpointer")
+            provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
+            engine = Engine(queries, self._database.tenant, cache, provider.codec)
+            built = self._built = (self.serde, engine, Maintenance(engine))
+        return built
+
+    @property
+    def _engine(self) -> Engine:
+        return self._parts()[1]
+
+    @property
+    def _maintenance(self) -> Maintenance:
+        return self._parts()[2]
+
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """The version after `current`: the next integer, or the next one of an imported thread's text versions."""
+        if isinstance(current, str):
+            number, _, fraction = current.partition(".")
+            return f"{int(number) + 1:032}.{fraction or '0'}"
+        return 1 if current is None else current + 1
+
+    # --- blocking
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return run_sync(self._engine.get_tuple(self._database.blocking, config))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        found = self._engine.list(self._database.blocking, config, filter=filter, before=before, limit=limit)
+        return _iterate(found)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        put = self._engine.put(self._database.blocking, config, checkpoint, metadata, new_versions)
+        return cast(RunnableConfig, run_sync(put))
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        run_sync(self._engine.put_writes(self._database.blocking, config, writes, task_id, task_path))
+
+    def delete_thread(self, thread_id: Any) -> None:
+        run_sync(self._maintenance.delete_threads(self._database.blocking, [thread_id]))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        run_sync(self._maintenance.delete_for_runs(self._database.blocking, run_ids))
+
+    def copy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
+        run_sync(self._maintenance.copy_thread(self._database.blocking, source_thread_id, target_thread_id))
+
+    def prune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
+        run_sync(self._maintenance.prune(self._database.blocking, thread_ids, strategy))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return run_sync(self._engine.delta_history(self._database.blocking, config, channels))
+
+    # --- asynchronous
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return await self._engine.get_tuple(self._database.asynchronous, config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        db = self._database.asynchronous
+        async for found in self._engine.list(db, config, filter=filter, before=before, limit=limit):
+            yield found
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        db = self._database.asynchronous
+        return cast(RunnableConfig, await self._engine.put(db, config, checkpoint, metadata, new_versions))
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        await self._engine.put_writes(self._database.asynchronous, config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: Any) -> None:
+        await self._maintenance.delete_threads(self._database.asynchronous, [thread_id])
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self._maintenance.delete_for_runs(self._database.asynchronous, run_ids)
+
+    async def acopy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
+        await self._maintenance.copy_thread(self._database.asynchronous, source_thread_id, target_thread_id)
+
+    async def aprune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
+        await self._maintenance.prune(self._database.asynchronous, thread_ids, strategy)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return await self._engine.delta_history(self._database.asynchronous, config, channels)
+
+
+def _iterate(found: AsyncIterator[CheckpointTuple]) -> Iterator[CheckpointTuple]:
+    """A blocking view of an iterator that only uses a blocking `Db`."""
+    while True:
+        try:
+            yield run_sync(cast(Any, found.__anext__()))
+        except StopAsyncIteration:
+            return

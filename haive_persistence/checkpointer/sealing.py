@@ -1,0 +1,53 @@
+"""Payloads in and out of rows: the codec with each row's identity bound to its bytes."""
+
+from __future__ import annotations
+
+import uuid
+
+from haive_persistence.checkpointer.identity import run_key
+from haive_persistence.codec import Codec, blind_index, context
+
+
+class BoundCodec:
+    """A `Codec` for one tenant; sealed payloads open only in the row they were written to."""
+
+    def __init__(self, codec: Codec, tenant: str, index_key: bytes | None = None) -> None:
+        self.codec = codec
+        self.sealed = codec.sealer is not None
+        self._tenant = tenant
+        self._index_key = index_key
+
+    def run_key(self, run_id: str) -> int:
+        """The key by which a run's checkpoints are found; it tells nothing about the id of a sealed run."""
+        if self._index_key is None:
+            return run_key(run_id)
+        return int.from_bytes(blind_index(self._index_key, "run_id", run_id)[:8], "big", signed=True)
+
+    def _aad(self, table: str, *identity: bytes) -> bytes:
+        if not self.sealed:
+            return b""
+        return context(self._tenant, table, *identity)
+
+    def seal_piece(self, thread: uuid.UUID, no: int, data: bytes) -> bytes:
+        return self.codec.pack(data, self._aad("piece", thread.bytes, _int(no)))
+
+    def open_piece(self, thread: uuid.UUID, no: int, stored: bytes) -> bytes:
+        return self.codec.unpack(stored, self._aad("piece", thread.bytes, _int(no)))
+
+    def seal_head(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, data: bytes) -> bytes:
+        return self.codec.pack(data, self._aad("checkpoint", thread.bytes, _int(ns_key), checkpoint_id))
+
+    def open_head(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, stored: bytes) -> bytes:
+        return self.codec.unpack(stored, self._aad("checkpoint", thread.bytes, _int(ns_key), checkpoint_id))
+
+    def seal_write(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, data: bytes) -> bytes:
+        return self.codec.pack(data, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no)))
+
+    def open_write(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, stored: bytes) -> bytes:
+        return self.codec.unpack(
+            stored, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no))
+        )
+
+
+def _int(value: int) -> bytes:
+    return value.to_bytes(8, "big", signed=True)

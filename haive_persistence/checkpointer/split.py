@@ -1,0 +1,413 @@
+"""Values to manifests and pieces, and back. Pure: no database.
+
+Which parts of a value become pieces is decided by the value alone, never by its history, so the
+same part always has the same bytes and is stored once per thread:
+
+* a list or a dict with string keys is split when it holds LangChain messages or is large;
+* a list's pieces are slices of it: one element each, or up to 64 small ones (at a fixed grid, so
+  that an append rewrites the last slice only); a dict's pieces are slices of its entries;
+* everything else is one piece, or stays in the manifest when it is tiny.
+
+Slices are serialised as a list (or dict), so a part comes back exactly as it would inside the whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ormsgpack
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    ChatMessageChunk,
+    FunctionMessage,
+    FunctionMessageChunk,
+    HumanMessage,
+    HumanMessageChunk,
+    RemoveMessage,
+    SystemMessage,
+    SystemMessageChunk,
+    ToolMessage,
+    ToolMessageChunk,
+)
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from pydantic import BaseModel
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.thread_log import Batch, ThreadLog, key_of
+from haive_persistence.codec import Codec
+from haive_persistence.errors import DecodeError
+
+TINY = 40  # bytes; serialised values up to this stay in the manifest
+LARGE = 1024  # bytes; a channel's list or dict above this is split
+LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
+GRID = 64  # small elements per slice
+NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
+_MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
+
+MESSAGE_CLASSES: frozenset[type] = frozenset(
+    {
+        AIMessage,
+        AIMessageChunk,
+        ChatMessage,
+        ChatMessageChunk,
+        FunctionMessage,
+        FunctionMessageChunk,
+        HumanMessage,
+        HumanMessageChunk,
+        RemoveMessage,
+        SystemMessage,
+        SystemMessageChunk,
+        ToolMessage,
+        ToolMessageChunk,
+    }
+)
+_SCALARS = frozenset({int, float, bool, type(None)})
+_CONTAINERS = frozenset({list, dict})
+# Exact for everything msgpack knows by itself; anything else makes packb raise, and the message is
+# then compared by its whole serialised form.
+_EXACT = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+)
+
+
+def message_key(message: BaseMessage) -> bytes | None:
+    """The exact contents of a message's fields, type by type; None if it holds foreign objects."""
+    extra = message.__pydantic_extra__
+    try:
+        if extra:
+            return ormsgpack.packb([message.__dict__, extra], option=_EXACT)
+        return ormsgpack.packb(message.__dict__, option=_EXACT)
+    except (TypeError, ValueError):
+        return None
+
+
+def rough_size(value: Any, budget: int) -> int:
+    """About how many bytes a value takes; stops counting above `budget`."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value) + 2
+    if kind in _SCALARS:
+        return 2
+    if kind in MESSAGE_CLASSES:
+        return _MESSAGE_SIZE
+    total = 2
+    if kind is list or kind is tuple:
+        parts = value
+    elif kind is dict:
+        parts = value.values()
+        total += 8 * len(value)
+    else:
+        return 64
+    for part in parts:
+        total += rough_size(part, budget - total)
+        if total > budget:
+            break
+    return total
+
+
+class Encoder:
+    """Turns values into manifests, adding the pieces that are new to `batch`."""
+
+    def __init__(self, codec: Codec, batch: Batch) -> None:
+        self._dump: Callable[[Any], bytes] = codec.dump
+        self._batch = batch
+        self.structural: set[int] = set()
+        self._send_class = getattr(sys.modules.get("langgraph.types"), "Send", None)
+
+    def encode(self, value: Any, threshold: int = LARGE) -> mf.Manifest:
+        """The manifest of a value; a list or dict of up to `threshold` bytes stays whole."""
+        kind = type(value)
+        if value is None:
+            return None
+        if kind is list and value and rough_size(value, threshold) > threshold:
+            return [mf.LIST, self._items(self._list_parts(value))]
+        if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:
+            return [mf.DICT, self._items(self._dict_parts(value))]
+        if kind is _DeltaSnapshot:
+            return [mf.SNAPSHOT, self.encode(value.value)]
+        if kind is self._send_class and getattr(value, "timeout", None) is None and type(value.node) is str:
+            return [mf.SEND, value.node, self.encode(value.arg)]
+        return self._leaf(value)
+
+    def again(self, manifest: mf.Manifest, base: int) -> mf.Manifest:
+        """A stored manifest, to be stored once more: its pieces are there for good."""
+        self.structural.update(mf.frozen_numbers(manifest, base))
+        return mf.rebase(manifest, base - self._batch.base)
+
+    def _leaf(self, value: Any) -> mf.Manifest:
+        data = self._dump(value)
+        if len(data) <= TINY:
+            return data
+        return [mf.LEAF, self._batch.intern("value", data) - self._batch.base]
+
+    # --- lists
+
+    def _list_parts(self, value: list[Any]) -> list[Any]:
+        parts: list[Any] = []
+        small: list[Any] = []
+        nested = 0
+        for at, element in enumerate(value):
+            kind = type(element)
+            if kind in _SCALARS or (kind is str and len(element) <= TINY):
+                if small and at % GRID == 0:
+                    parts.append(self._slice(small))
+                    small = []
+                small.append(element)
+                continue
+            if small:
+                parts.append(self._slice(small))
+                small = []
+            if kind in MESSAGE_CLASSES:
+                parts.append(self._message(element))
+                continue
+            inner = self._nested(element) if nested < NESTED_WHOLE else None
+            nested += inner is not None
+            parts.append(self._slice([element]) if inner is None else (None, inner))
+        if small:
+            parts.append(self._slice(small))
+        return parts
+
+    def _message(self, message: BaseMessage) -> int:
+        """The piece of a list with just this message in it."""
+        fields = message_key(message)
+        if fields is None:
+            return self._slice([message])
+        key = key_of(type(message), fields)
+        no = self._batch.find(key)
+        return self._batch.add(key, self._dump([message])) if no is None else no
+
+    def _nested(self, element: Any) -> mf.Manifest | None:
+        """The manifest of an element worth splitting, else None."""
+        if type(element) not in _CONTAINERS and type(element) is not self._send_class:
+            return None
+        if rough_size(element, LARGE_INSIDE) <= LARGE_INSIDE and type(element) in _CONTAINERS:
+            return None
+        inner = self.encode(element, LARGE_INSIDE)
+        return inner if type(inner) is list and inner[0] != mf.LEAF else None
+
+    def _slice(self, elements: list[Any]) -> int:
+        return self._batch.intern("list", self._dump(elements))
+
+    # --- dicts
+
+    def _dict_parts(self, value: dict[str, Any]) -> list[Any]:
+        parts: list[Any] = []
+        small: dict[str, Any] = {}
+        nested = 0
+        for at, (key, element) in enumerate(value.items()):
+            kind = type(element)
+            if kind in _SCALARS or (kind is str and len(element) + len(key) <= TINY):
+                if small and at % GRID == 0:
+                    parts.append(self._entries(small))
+                    small = {}
+                small[key] = element
+                continue
+            if small:
+                parts.append(self._entries(small))
+                small = {}
+            inner = self._nested(element) if nested < NESTED_WHOLE else None
+            nested += inner is not None
+            parts.append(self._entries({key: element}) if inner is None else (key, inner))
+        if small:
+            parts.append(self._entries(small))
+        return parts
+
+    def _entries(self, entries: dict[str, Any]) -> int:
+        return self._batch.intern("dict", self._dump(entries))
+
+    # --- sequences of pieces
+
+    def _items(self, parts: list[Any]) -> list[Any]:
+        """Parts as the items of a manifest; a sequence of many ranges is frozen, or names one that is."""
+        base = self._batch.base
+        if len(parts) > GRID and (named := self._after_frozen(parts)) is not None:
+            return named
+        items = mf.encode_items(parts, base)
+        if len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES or not all(type(p) is int for p in parts):
+            return items
+        for no, numbers in self._batch.candidates():
+            sliced = mf.encode_items(mf.slices(parts, no, numbers), base)
+            if len(sliced) <= 24 or len(mf.pack(sliced)) <= mf.FREEZE_BYTES:
+                return self._named(no, sliced)
+        no = self._batch.freeze(list(parts), mf.encode_frozen)
+        return self._named(no, [no - base, 0, 0, len(parts)])
+
+    def _after_frozen(self, parts: list[Any]) -> list[Any] | None:
+        """The common case of a long list: a frozen sequence, then what was appended since."""
+        for no, numbers in self._batch.candidates():
+            if len(numbers) <= len(parts) and parts[: len(numbers)] == numbers:
+                tail: list[Any] = [(no, 0, len(numbers)), *parts[len(numbers) :]]
+                items = mf.encode_items(tail, self._batch.base)
+                if len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES:
+                    return self._named(no, items)
+        return None
+
+    def _named(self, no: int, items: list[Any]) -> list[Any]:
+        self._batch.name_frozen(no)
+        self.structural.add(no)
+        return items
+
+
+# --- and back
+
+_new = object.__new__
+_IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
+
+
+def _copy_plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is list:
+        return [_copy_plain(v) for v in value]
+    if kind is dict:
+        return {k: _copy_plain(v) for k, v in value.items()}
+    return value
+
+
+def _copier(value: Any) -> Callable[[Any], Any] | None:
+    """How to copy a field so that the copy shares nothing mutable; None if there is no safe way."""
+    kind = type(value)
+    if kind is not list and kind is not dict:
+        return None
+    parts = list(value) if kind is list else list(value.values())
+    if all(type(p) in _IMMUTABLE for p in parts):
+        return kind.copy
+    if all(type(p) in _IMMUTABLE or _copier(p) is not None for p in parts):
+        return _copy_plain
+    return None
+
+
+class Original:
+    """A decoded message that is handed out as copies only."""
+
+    __slots__ = ("_class", "_extra", "_fields", "_mutable", "_set")
+
+    def __init__(self, message: BaseMessage, mutable: list[tuple[str, Callable[[Any], Any]]]) -> None:
+        self._class = type(message)
+        self._fields = message.__dict__
+        self._mutable = mutable
+        self._set = message.__pydantic_fields_set__
+        self._extra = message.__pydantic_extra__
+
+    @classmethod
+    def of(cls, message: Any) -> Original | None:
+        """None when the message holds something that cannot be copied safely."""
+        if type(message) not in MESSAGE_CLASSES or message.__pydantic_private__ is not None:
+            return None
+        mutable: list[tuple[str, Callable[[Any], Any]]] = []
+        for name, value in message.__dict__.items():
+            if type(value) in _IMMUTABLE:
+                continue
+            copier = _copier(value)
+            if copier is None:
+                return None
+            mutable.append((name, copier))
+        extra = message.__pydantic_extra__
+        if extra and (_copier(extra) is None):
+            return None
+        return cls(message, mutable)
+
+    def copy(self) -> Any:
+        copy = _new(self._class)
+        fields = self._fields.copy()
+        for name, copier in self._mutable:
+            fields[name] = copier(fields[name])
+        _SET_FIELDS(copy, fields)
+        _SET_FIELDS_SET(copy, self._set.copy())
+        _SET_EXTRA(copy, _copy_plain(self._extra) if self._extra else self._extra)
+        _SET_PRIVATE(copy, None)
+        return copy
+
+
+_SET_FIELDS = BaseModel.__dict__["__dict__"].__set__
+_SET_FIELDS_SET = BaseModel.__dict__["__pydantic_fields_set__"].__set__
+_SET_EXTRA = BaseModel.__dict__["__pydantic_extra__"].__set__
+_SET_PRIVATE = BaseModel.__dict__["__pydantic_private__"].__set__
+
+
+class Decoder:
+    """Turns manifests into values that share nothing mutable with anything else."""
+
+    def __init__(self, codec: Codec, log: ThreadLog) -> None:
+        self._load = codec.load
+        self._log = log
+
+    def decode(self, manifest: mf.Manifest, base: int) -> Any:
+        if manifest is None:
+            return None
+        if type(manifest) is bytes:
+            return self._load(manifest)
+        kind = manifest[0]
+        if kind == mf.LEAF:
+            return self._leaf(base + manifest[1])
+        if kind == mf.LIST:
+            return self._list(manifest[1], base)
+        if kind == mf.DICT:
+            return self._dict(manifest[1], base)
+        if kind == mf.SNAPSHOT:
+            return _DeltaSnapshot(self.decode(manifest[1], base))
+        if kind == mf.SEND:
+            return self._send(manifest[1], self.decode(manifest[2], base))
+        raise DecodeError(f"unknown kind of manifest {kind!r}: written by a newer version of this package")
+
+    def _send(self, node: str, arg: Any) -> Any:
+        send = getattr(sys.modules.get("langgraph.types"), "Send", None)
+        return (node, arg) if send is None else send(node, arg)
+
+    def _leaf(self, no: int) -> Any:
+        data = self._log.pieces[no]
+        self._log.known.setdefault(key_of("value", data), no)
+        return self._load(data)
+
+    def _list(self, items: list[Any], base: int) -> list[Any]:
+        out: list[Any] = []
+        pieces = self._log.pieces
+        for part in mf.decode_items(items, base, self._log.frozen):
+            if type(part) is list:
+                out.append(self.decode(part[1], base))
+                continue
+            start, count = part if type(part) is tuple else (part, 1)
+            for no in range(start, start + count):
+                piece = pieces[no]
+                if type(piece) is Original:
+                    out.append(piece.copy())
+                else:
+                    out.extend(self._slice(no, piece))
+        return out
+
+    def _slice(self, no: int, data: bytes) -> list[Any]:
+        """The elements of a piece met as bytes; a message is kept decoded from now on."""
+        elements: list[Any] = self._load(data)
+        log = self._log
+        if len(elements) == 1 and (original := Original.of(elements[0])) is not None:
+            fields = message_key(elements[0])
+            if fields is not None:
+                log.known.setdefault(key_of(type(elements[0]), fields), no)
+                log.pieces[no] = original
+                log.bytes_held += 3 * len(data) + 1000
+                return [original.copy()]
+        log.known.setdefault(key_of("list", data), no)
+        return elements
+
+    def _dict(self, items: list[Any], base: int) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        log = self._log
+        for part in mf.decode_items(items, base, log.frozen):
+            if type(part) is list:
+                out[part[0]] = self.decode(part[1], base)
+                continue
+            start, count = part if type(part) is tuple else (part, 1)
+            for no in range(start, start + count):
+                data = log.pieces[no]
+                log.known.setdefault(key_of("dict", data), no)
+                out.update(self._load(data))
+        return out

@@ -1,0 +1,83 @@
+-- Threads, their logs of pieces, checkpoints and pending writes. docs/design/0001-storage-format.md says why.
+
+CREATE TABLE haive.thread (
+    thread_key uuid NOT NULL PRIMARY KEY,
+    epoch bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    tenant_id text COLLATE "C" NOT NULL,
+    thread_id text COLLATE "C" NOT NULL
+);
+CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
+
+CREATE TABLE haive.piece (
+    thread_key uuid NOT NULL,
+    no bigint NOT NULL,
+    tenant_id text COLLATE "C" NOT NULL,
+    payload bytea NOT NULL,
+    PRIMARY KEY (thread_key, no)
+);
+
+CREATE TABLE haive.checkpoint (
+    thread_key uuid NOT NULL,
+    ns_key bigint NOT NULL,
+    run_key bigint,
+    checkpoint_id bytea NOT NULL,
+    parent_id bytea,
+    tenant_id text COLLATE "C" NOT NULL,
+    ns text COLLATE "C" NOT NULL,
+    frozen bigint[],
+    labels jsonb,
+    head bytea NOT NULL,
+    PRIMARY KEY (thread_key, ns_key, checkpoint_id)
+);
+CREATE INDEX checkpoint_run_idx ON haive.checkpoint (run_key) WHERE run_key IS NOT NULL;
+
+CREATE TABLE haive.pending_write (
+    thread_key uuid NOT NULL,
+    ns_key bigint NOT NULL,
+    no bigint NOT NULL,
+    checkpoint_id bytea NOT NULL,
+    tenant_id text COLLATE "C" NOT NULL,
+    frozen bigint[],
+    payload bytea NOT NULL,
+    PRIMARY KEY (thread_key, ns_key, checkpoint_id, no)
+);
+
+CREATE TABLE haive.data_key (
+    tenant_id text COLLATE "C" NOT NULL,
+    no integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    wrapped bytea NOT NULL,
+    PRIMARY KEY (tenant_id, no)
+);
+
+-- Payloads are compressed (and sealed) before they come here: a second attempt would only cost time.
+ALTER TABLE haive.piece ALTER COLUMN payload SET STORAGE EXTERNAL;
+ALTER TABLE haive.checkpoint ALTER COLUMN head SET STORAGE EXTERNAL;
+ALTER TABLE haive.pending_write ALTER COLUMN payload SET STORAGE EXTERNAL;
+
+ALTER TABLE haive.thread ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.thread FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.thread
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.piece ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.piece FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.piece
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.checkpoint ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.checkpoint FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.checkpoint
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.pending_write ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.pending_write FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.pending_write
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.data_key ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.data_key FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.data_key
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
