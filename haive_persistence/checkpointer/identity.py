@@ -10,7 +10,7 @@ from typing import Any
 from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
 
 MAX_ID = 1024  # characters
-_TEXT_ID = b"\xff"  # marks an id that is not a UUID; sorts after every UUID
+_TEXT_ID = b"\xff"  # before an id that is not a UUID, and after one that would have a UUID's length
 
 
 def check_text(what: str, value: str, *, empty: bool = False) -> str:
@@ -78,11 +78,13 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
         else:
             if str(parsed) == checkpoint_id:
                 return parsed.bytes
-    return _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
+    text = _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
+    return text + _TEXT_ID if len(text) == 16 else text
 
 
 def decode_id(data: bytes) -> str:
-    return str(uuid.UUID(bytes=data)) if len(data) == 16 and data[:1] != _TEXT_ID else data[1:].decode()
+    """The id that `encode_id` encoded. Only a UUID takes 16 bytes, and no text has the byte 0xff."""
+    return str(uuid.UUID(bytes=data)) if len(data) == 16 else data.strip(_TEXT_ID).decode()
 
 
 class Address:
