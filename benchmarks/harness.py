@@ -358,8 +358,9 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def show(title: str, table: dict[str, Values], names: Sequence[str]) -> None:
+def show(title: str, table: dict[str, Values], contenders: Sequence[str]) -> None:
     """One line per metric: every contender's value, then ours divided by each other's."""
+    names = [name for name in contenders if any(name in values for values in table.values())]
     others = [name for name in names if name != OURS and OURS in names]
     width = max(len(metric) for metric in table) + 2
     print(f"\n{title}")
