@@ -27,7 +27,13 @@ from langgraph.checkpoint.base import (
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.identity import Address, encode_id
-from haive_persistence.checkpointer.reading import StaleRead, Stored, ThreadReader, open_rows
+from haive_persistence.checkpointer.reading import (
+    StaleRead,
+    Stored,
+    ThreadReader,
+    no_garbage_collection,
+    open_rows,
+)
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Encoder
 from haive_persistence.checkpointer.thread_log import Batch, KnownHead, ProcessCache, ThreadLog
@@ -78,7 +84,14 @@ class Engine:
             parent = address.checkpoint_id
             reuse = log.heads.get((address.ns_key, parent)) if parent else None
             head, as_known = records.encode_head(
-                encoder, batch, checkpoint, kept_metadata, reuse, new_versions, parent if codec.sealed else None
+                encoder,
+                batch,
+                checkpoint,
+                kept_metadata,
+                reuse,
+                new_versions,
+                id_,
+                parent if codec.sealed else None,
             )
             known[:] = [as_known]
             return "put", {
@@ -102,7 +115,9 @@ class Engine:
     ) -> None:
         address = Address(config, self.tenant)
         if address.checkpoint_id is None:
-            raise InvalidInputError("put_writes needs the checkpoint_id of the checkpoint the writes belong to")
+            raise InvalidInputError(
+                "put_writes needs the checkpoint_id of the checkpoint the writes belong to"
+            )
         if not writes:
             return
         task = encode_id(task_id, "task_id")
@@ -113,15 +128,13 @@ class Engine:
 
         def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
-            record: list[Any] = [records.FORMAT, batch.base, now, task, task_path, upsert]
-            for channel, value in writes:
-                record += (channel, encoder.encode(value))
             no = batch.reserve()
+            record = records.encode_write(encoder, batch, no, id_, now, (task, task_path), writes, upsert)
             return "write", {
                 "id": id_,
                 "no": no,
                 "frozen": sorted(encoder.structural) or None,
-                "payload": codec.seal_write(address.thread, address.ns_key, id_, no, mf.pack(record)),
+                "payload": codec.seal_write(address.thread, address.ns_key, id_, no, record),
             }
 
         await self._send(db, address, codec, encode)
@@ -195,7 +208,8 @@ class Engine:
             try:
                 if missing := reader.needed(stored):
                     await reader.fetch(db, missing)
-                found = reader.tuple(stored[0])
+                with no_garbage_collection():
+                    found = reader.tuple(stored[0])
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
                 continue
@@ -264,11 +278,13 @@ class Engine:
                         return
             if page.last is None or page.size < size:
                 return
-            params |= {"after_id": page.last.id, "after_ns": page.last.ns_key, "after_thread": page.last.thread}
+            params |= {
+                "after_id": page.last.id,
+                "after_ns": page.last.ns_key,
+                "after_thread": page.last.thread,
+            }
 
-    def _list_query(
-        self, config: Config | None, before: Config | None
-    ) -> tuple[str, dict[str, Any], Any]:
+    def _list_query(self, config: Config | None, before: Config | None) -> tuple[str, dict[str, Any], Any]:
         params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
         if before is not None and (given := (before.get("configurable") or {}).get("checkpoint_id")):
             params["before"] = encode_id(given)
@@ -301,7 +317,8 @@ class Engine:
                 await fetch_missing(db, readers, found)
                 if thread_id is not None:
                     found = [s._replace(thread_id=thread_id) for s in found]
-                return Page([readers[s.thread].tuple(s) for s in found], last, size)
+                with no_garbage_collection():
+                    return Page([readers[s.thread].tuple(s) for s in found], last, size)
             except StaleRead:
                 for thread, reader in readers.items():
                     self.cache.drop(thread.bytes, reader.log)
@@ -375,10 +392,9 @@ def _needed_by(reader: ThreadReader, walks: Mapping[str, Walk]) -> set[int]:
         if seed is not None:
             reader.add_missing(*seed, missing)
         for s in path:
-            for w in s.writes:
-                for name, _, m in w.entries:
-                    if name == channel:
-                        reader.add_missing(m, w.base, missing)
+            for _, name, m, base in reader.ordered(s.writes):
+                if name == channel:
+                    reader.add_missing(m, base, missing)
     return missing
 
 
@@ -408,7 +424,9 @@ def stored_metadata(config: Config, metadata: CheckpointMetadata) -> dict[str, A
 def contains(value: Any, wanted: Any) -> bool:
     """Whether `value` has all of `wanted`, as Postgres's `@>` says of JSON: objects by key, arrays as sets."""
     if isinstance(wanted, Mapping):
-        return isinstance(value, Mapping) and all(k in value and contains(value[k], v) for k, v in wanted.items())
+        return isinstance(value, Mapping) and all(
+            k in value and contains(value[k], v) for k, v in wanted.items()
+        )
     if isinstance(wanted, (list, tuple)):
         return isinstance(value, (list, tuple)) and all(any(contains(v, w) for v in value) for w in wanted)
     if isinstance(value, bool) or isinstance(wanted, bool):

@@ -20,11 +20,15 @@ def check_text(what: str, value: str, *, empty: bool = False) -> str:
     if len(value) > MAX_ID:
         raise InvalidIdentifierError(f"{what} has {len(value)} characters; at most {MAX_ID} are accepted")
     if "\x00" in value:
-        raise InvalidIdentifierError(f"{what} {value!r} contains a NUL character, which Postgres cannot store")
+        raise InvalidIdentifierError(
+            f"{what} {value!r} contains a NUL character, which Postgres cannot store"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidIdentifierError(f"{what} {value!r} contains a lone surrogate: it is not valid Unicode") from exc
+        raise InvalidIdentifierError(
+            f"{what} {value!r} contains a lone surrogate: it is not valid Unicode"
+        ) from exc
     return value
 
 
@@ -69,7 +73,9 @@ ROOT_NS_KEY = ns_key("")
 def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
     """A checkpoint's or task's id as bytes that sort as the ids do: 16 for a UUID, else its text."""
     if not isinstance(checkpoint_id, str):
-        raise InvalidIdentifierError(f"{what} must be a str, not {type(checkpoint_id).__name__}: {checkpoint_id!r}")
+        raise InvalidIdentifierError(
+            f"{what} must be a str, not {type(checkpoint_id).__name__}: {checkpoint_id!r}"
+        )
     if len(checkpoint_id) == 36:
         try:
             parsed = uuid.UUID(checkpoint_id)

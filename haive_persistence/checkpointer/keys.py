@@ -50,7 +50,9 @@ class CodecProvider:
         if not rows:
             wrapped = keyring.wrap(new_data_key(), self._tenant, 1)
             await db.fetch_all(
-                self._queries["add_data_key"], {"tenant": self._tenant, "no": 1, "wrapped": wrapped}, idempotent=True
+                self._queries["add_data_key"],
+                {"tenant": self._tenant, "no": 1, "wrapped": wrapped},
+                idempotent=True,
             )
             rows = await self._rows(db)  # another process may have been first: its key counts
         keys = {no: keyring.unwrap(wrapped, self._tenant, no) for no, wrapped in rows}

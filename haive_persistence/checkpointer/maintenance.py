@@ -16,7 +16,7 @@ from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.engine import Engine
 from haive_persistence.checkpointer.identity import ROOT_NS_KEY, encode_id, thread_id_text, thread_key
-from haive_persistence.checkpointer.reading import Stored, ThreadReader, open_rows
+from haive_persistence.checkpointer.reading import Stored, ThreadReader
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.thread_log import ThreadLog, new_epoch
 from haive_persistence.db.protocol import Db, Executor, Statement
@@ -78,7 +78,9 @@ class Maintenance:
         def of_runs(thread: _Thread) -> set[Place]:
             reader = thread.reader
             return {
-                (s.ns_key, s.id) for s in thread.checkpoints if str(reader.metadata(s.head).get("run_id")) in wanted
+                (s.ns_key, s.id)
+                for s in thread.checkpoints
+                if str(reader.metadata(s.head).get("run_id")) in wanted
             }
 
         for key in dict.fromkeys(row[0] for row in rows):
@@ -179,12 +181,16 @@ class Maintenance:
                     await tx.batch([Statement(self._queries[name], params | row) for row in part])
 
 
-def _reseal_piece(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+def _reseal_piece(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
     no, payload = row
     return {"no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
 
 
-def _reseal_head(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+def _reseal_head(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
     ns_key, run, id_, parent, ns, frozen, labels, head = row
     return {
         "ns_key": ns_key,
@@ -198,7 +204,9 @@ def _reseal_head(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: S
     }
 
 
-def _reseal_write(codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
+def _reseal_write(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
     ns_key, id_, no, frozen, payload = row
     data = codec.open_write(source, ns_key, id_, no, payload)
     return {
@@ -243,7 +251,8 @@ def live_ranges(
 
 
 def _of_write(reader: ThreadReader, write: records.Write) -> Iterator[tuple[int, int]]:
-    for _, _, m in write.entries:
+    yield write.template, 1
+    for m in write.manifests:
         yield from mf.piece_numbers(m, write.base, reader.log.frozen)
 
 

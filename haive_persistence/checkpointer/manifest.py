@@ -3,10 +3,11 @@
 A thread owns an append-only log of immutable *pieces*, each known by its number. A value is
 described by a *manifest*, which names pieces instead of holding them:
 
-    None            None
-    bytes           a small value, serialised in place
+    None, a bool, int, float or str, {} or []      itself
+    bytes           another small value, serialised in place
     [0, no]         a value that is piece `no`
     [1, items]      a list: its items one after the other
+    [1, items, items]   the same, with the pieces that give ids to messages stored before they had one
     [2, items]      a dict: its items one after the other
     [3, node, m]    a `Send` to `node` whose argument is manifest `m`
     [4, m]          a `_DeltaSnapshot` of manifest `m`
@@ -31,10 +32,10 @@ import ormsgpack
 
 LEAF, LIST, DICT, SEND, SNAPSHOT = range(5)
 
-Manifest = Any  # None | bytes | list, as drawn above
+Manifest = Any  # as drawn above; only a list that is not empty names pieces
 Entry = tuple[Any, Manifest]  # (key or None, manifest) of one element that has its own
 
-FREEZE_BYTES = 128  # a sequence whose ranges take more than this is frozen
+FREEZE_BYTES = 64  # a sequence whose ranges take more than this is frozen
 
 
 def pack(value: object) -> bytes:
@@ -139,29 +140,34 @@ def decode_items(
 
 def frozen_numbers(manifest: Manifest, base: int) -> Iterator[int]:
     """The numbers of the frozen sequences a manifest names, at any depth."""
-    if type(manifest) is not list:
+    if type(manifest) is not list or not manifest:
         return
     kind = manifest[0]
     if kind in (SEND, SNAPSHOT):
         yield from frozen_numbers(manifest[-1], base)
     elif kind in (LIST, DICT):
-        expected, at, items = base, 0, manifest[1]
-        while at < len(items):
-            head = items[at]
-            if type(head) is list:
-                yield from frozen_numbers(head[1], base)
-                at += 1
-            elif items[at + 1]:
-                expected += head + items[at + 1]
-                at += 2
-            else:
-                yield expected + head
-                at += 4
+        for items in manifest[1:]:
+            yield from _frozen_in(items, base)
+
+
+def _frozen_in(items: Sequence[Any], base: int) -> Iterator[int]:
+    expected, at = base, 0
+    while at < len(items):
+        head = items[at]
+        if type(head) is list:
+            yield from frozen_numbers(head[1], base)
+            at += 1
+        elif items[at + 1]:
+            expected += head + items[at + 1]
+            at += 2
+        else:
+            yield expected + head
+            at += 4
 
 
 def piece_numbers(manifest: Manifest, base: int, frozen: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
     """Every piece a manifest needs, as `(start, length)`; the frozen sequences included."""
-    if type(manifest) is not list:
+    if type(manifest) is not list or not manifest:
         return
     kind = manifest[0]
     if kind == LEAF:
@@ -171,26 +177,31 @@ def piece_numbers(manifest: Manifest, base: int, frozen: dict[int, list[int]]) -
     else:
         for no in frozen_numbers(manifest, base):
             yield no, 1
-        for part in decode_items(manifest[1], base, frozen):
-            if type(part) is tuple:
-                yield part
-            elif type(part) is int:
-                yield part, 1
-            else:
-                yield from piece_numbers(part[1], base, frozen)
+        for items in manifest[1:]:
+            for part in decode_items(items, base, frozen):
+                if type(part) is tuple:
+                    yield part
+                elif type(part) is int:
+                    yield part, 1
+                else:
+                    yield from piece_numbers(part[1], base, frozen)
 
 
 def rebase(manifest: Manifest, by: int) -> Manifest:
     """The same manifest, counted from a base that is `by` lower."""
-    if type(manifest) is not list or by == 0:
+    if type(manifest) is not list or not manifest or by == 0:
         return manifest
     kind = manifest[0]
     if kind == LEAF:
         return [LEAF, manifest[1] + by]
     if kind in (SEND, SNAPSHOT):
         return [*manifest[:-1], rebase(manifest[-1], by)]
+    return [kind, *(_rebase_items(items, by) for items in manifest[1:])]
+
+
+def _rebase_items(items: Sequence[Any], by: int) -> list[Any]:
     out: list[Any] = []
-    items, at, moved = manifest[1], 0, False
+    at, moved = 0, False
     while at < len(items):
         head = items[at]
         if type(head) is list:
@@ -201,7 +212,7 @@ def rebase(manifest: Manifest, by: int) -> Manifest:
         out += (head if moved else head + by, *items[at + 1 : at + width])
         moved = moved or width == 2
         at += width
-    return [kind, out]
+    return out
 
 
 def encode_frozen(numbers: Sequence[int]) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
@@ -21,7 +24,23 @@ from haive_persistence.errors import DecodeError, TamperedError
 FETCH_AT_ONCE = 20_000  # pieces per statement
 
 
-class StaleRead(Exception):  # noqa: N818 - never leaves this package
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Hold the collector back while many objects are made at once, none of which is garbage.
+
+    It would walk them again and again: two thirds of the time of reading a long history.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class StaleRead(Exception):
     """The thread changed between two statements of one read: read again."""
 
 
@@ -41,7 +60,9 @@ class Stored(NamedTuple):
 class ThreadReader:
     """Reads one thread at one epoch."""
 
-    def __init__(self, log: ThreadLog, codec: BoundCodec, thread: uuid.UUID, queries: Mapping[str, Query]) -> None:
+    def __init__(
+        self, log: ThreadLog, codec: BoundCodec, thread: uuid.UUID, queries: Mapping[str, Query]
+    ) -> None:
         self.log = log
         self.thread = thread
         self._codec = codec
@@ -56,16 +77,20 @@ class ThreadReader:
             self.log.pieces[no] = data
             self.log.remember_frozen(no, mf.decode_frozen(data))
 
-    def open_head(self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes) -> records.Head:
+    def open_head(
+        self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
+    ) -> records.Head:
         head = records.open_head(self._codec.open_head(self.thread, ns_key, checkpoint_id, payload))
         bound = head.fields[11]
         if self._codec.sealed and parent is not None and bound != parent:
-            raise TamperedError("a checkpoint's parent is not the one it was sealed with: the row was changed")
+            raise TamperedError(
+                "a checkpoint's parent is not the one it was sealed with: the row was changed"
+            )
         return head
 
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
         data = self._codec.open_write(self.thread, ns_key, checkpoint_id, no, payload)
-        return records.open_write(no, data, WRITES_IDX_MAP)
+        return records.open_write(no, checkpoint_id, data)
 
     # --- pieces
 
@@ -76,17 +101,17 @@ class ThreadReader:
         for s in stored:
             if s.head.template not in pieces:
                 missing.add(s.head.template)
-            manifests = s.head.manifests() if values else s.head.fields[8]
-            for m in manifests:
+            for m in s.head.manifests() if values else s.head.fields[8]:
                 self.add_missing(m, s.head.base, missing)
-            if values:
-                for w in s.writes:
-                    for _, _, m in w.entries:
-                        self.add_missing(m, w.base, missing)
+            for w in s.writes:
+                if w.template not in pieces:
+                    missing.add(w.template)
+                for m in w.manifests if values else ():
+                    self.add_missing(m, w.base, missing)
         return missing
 
     def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
-        if type(manifest) is not list:
+        if type(manifest) is not list or not manifest:
             return
         pieces = self.log.pieces
         try:
@@ -124,11 +149,14 @@ class ThreadReader:
     # --- decoding
 
     def names(self, head: records.Head) -> list[Any]:
-        data = self.log.pieces[head.template]
+        return self._template(head.template)
+
+    def _template(self, no: int) -> list[Any]:
+        data = self.log.pieces[no]
         if type(data) is bytes:
-            data = self.log.pieces[head.template] = _Names(mf.unpack(data))
+            data = self.log.pieces[no] = _Names(mf.unpack(data))
         if type(data) is not _Names:
-            raise DecodeError("a checkpoint names a piece that is not a template: the data is damaged")
+            raise DecodeError("a row names a piece that is not a template: the data is damaged")
         return data.names
 
     def metadata(self, head: records.Head) -> dict[str, Any]:
@@ -139,7 +167,7 @@ class ThreadReader:
         names = self.names(s.head)
         self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.ns}
-        checkpoint = records.decode_checkpoint(s.head, names, decode_id(s.id), self.decoder)
+        checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
             {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
@@ -150,7 +178,32 @@ class ThreadReader:
         )
 
     def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
-        return [(decode_id(task), ch, self.decoder.decode(m, base)) for task, ch, m, base in ordered(writes, channel)]
+        return [
+            (decode_id(task), name, self.decoder.decode(m, base))
+            for task, name, m, base in self.ordered(writes)
+            if channel is None or name == channel
+        ]
+
+    def ordered(self, writes: Iterable[records.Write]) -> list[tuple[bytes, str, mf.Manifest, int]]:
+        """The writes of one checkpoint as LangGraph wants them: (task, channel, manifest, base).
+
+        A task's writes are known by their index. Writing an index again changes nothing, except for
+        lists of special writes (errors, interrupts, resumes), which replace what was there.
+        """
+        slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
+        for w in sorted(writes, key=lambda w: (w.time, w.no)):
+            for at, (name, m) in enumerate(zip(self._template(w.template), w.manifests, strict=True)):
+                slot = w.task_id, WRITES_IDX_MAP.get(name, at)
+                if w.upsert or slot not in slots:
+                    slots[slot] = (w.task_path, name, m, w.base)
+        in_order = sorted(
+            (
+                (writes_sort_key(path, decode_id(task), idx), task, name, m, base)
+                for (task, idx), (path, name, m, base) in slots.items()
+            ),
+            key=itemgetter(0),
+        )
+        return [(task, name, m, base) for _, task, name, m, base in in_order]
 
 
 class _Names:
@@ -160,27 +213,6 @@ class _Names:
 
     def __init__(self, names: list[Any]) -> None:
         self.names = names
-
-
-def ordered(
-    writes: Iterable[records.Write], channel: str | None = None
-) -> list[tuple[bytes, str, mf.Manifest, int]]:
-    """The writes of one checkpoint as LangGraph wants them: (task, channel, manifest, base).
-
-    A task's writes are known by their index. Writing an index again changes nothing, except for lists of
-    special writes (errors, interrupts, resumes), which replace what was there.
-    """
-    slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
-    for w in sorted(writes, key=lambda w: (w.time, w.no)):
-        for name, idx, m in w.entries:
-            if w.upsert or (w.task_id, idx) not in slots:
-                slots[w.task_id, idx] = (w.task_path, name, m, w.base)
-    in_order = sorted(slots.items(), key=lambda s: writes_sort_key(s[1][0], decode_id(s[0][0]), s[0][1]))
-    return [
-        (task, name, m, base)
-        for (task, _), (_, name, m, base) in in_order
-        if channel is None or name == channel
-    ]
 
 
 def open_rows(
@@ -203,7 +235,8 @@ def open_rows(
         elif thread in readers:
             head = readers[thread].open_head(ns_key, id_, other, payload)
             stored.append(
-                Stored(thread, thread_ids[thread], ns_key, text, id_, other, head, writes[thread, ns_key, id_])
+                Stored(
+                    thread, thread_ids[thread], ns_key, text, id_, other, head, writes[thread, ns_key, id_]
+                )
             )
     return stored, readers
-

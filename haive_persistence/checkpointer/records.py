@@ -4,22 +4,25 @@ Both are msgpack arrays and begin with the number of their format; a reader know
 up to its own and says so when it meets a newer one.
 
     head     [1, base, template, v, ts, versions, seen, updated, metadata, values, extra, parent]
-    payload  [1, base, time, task_id, task_path, upsert, channel, manifest, channel, manifest, …]
+    payload  [1, base, template, time, task_id, task_path, upsert, manifest, manifest, …]
 
-`base` is the number the manifests count from. `template` is the piece that holds the names (of
-channels, nodes and metadata keys), which hardly change from one checkpoint of a thread to the next;
-`versions`, `metadata`, … are the values in the order of those names. `ts` is microseconds since
-1970 when that says it exactly, otherwise the text itself. `parent` is the parent's id when the
-codec seals, so that nobody can hang a checkpoint elsewhere; else None.
+`base` is the number the manifests count from (in a write, how far below the row's own number that
+is). `template` is the piece that holds the names (of channels, nodes and metadata keys), which
+hardly change from one checkpoint of a thread to the next; `versions`, `metadata`, … are the values
+in the order of those names. Times are microseconds since the time in the checkpoint's UUID version 6,
+or the whole ISO text (in a write, microseconds since 1970) where that would not say it exactly.
+`parent` is the parent's id when the codec seals, so that nobody can hang a checkpoint elsewhere;
+else None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.identity import decode_id
 from haive_persistence.checkpointer.split import Decoder, Encoder
 from haive_persistence.checkpointer.thread_log import Batch, KnownHead
 from haive_persistence.errors import DecodeError
@@ -32,20 +35,31 @@ _KNOWN = frozenset(
 )
 
 
-def encode_time(ts: Any) -> Any:
-    """An ISO timestamp as microseconds since 1970, or as it is where that would not say it exactly."""
-    if type(ts) is str:
+def id_time(checkpoint_id: bytes) -> int:
+    """Microseconds since 1970 that a UUID of version 6 was made at (RFC 9562, 5.6); 0 for other ids."""
+    if len(checkpoint_id) != 16 or checkpoint_id[6] >> 4 != 6:
+        return 0
+    number = int.from_bytes(checkpoint_id[:8], "big")
+    ticks = (number >> 16 << 12) | (number & 0xFFF)  # 100 ns since 1582-10-15
+    return (ticks - 0x01B21DD213814000) // 10
+
+
+def encode_time(ts: Any, checkpoint_id: bytes) -> Any:
+    """An ISO timestamp as microseconds after the checkpoint's id, or as it is if that would not say it exactly."""
+    if type(ts) is str and (made := id_time(checkpoint_id)):
         try:
             at = datetime.fromisoformat(ts)
-            if at.tzinfo is not None and at.isoformat() == ts and at.utcoffset() == timedelta(0):
-                return (at - _EPOCH) // _MICROSECOND
         except ValueError:
-            pass
+            return ts
+        if at.tzinfo is not None and at.utcoffset() == timedelta(0) and at.isoformat() == ts:
+            return (at - _EPOCH) // _MICROSECOND - made
     return ts
 
 
-def decode_time(ts: Any) -> Any:
-    return (_EPOCH + timedelta(microseconds=ts)).isoformat() if type(ts) is int else ts
+def decode_time(ts: Any, checkpoint_id: bytes) -> Any:
+    return (
+        (_EPOCH + timedelta(microseconds=id_time(checkpoint_id) + ts)).isoformat() if type(ts) is int else ts
+    )
 
 
 def check_format(record: Any, what: str) -> None:
@@ -81,6 +95,7 @@ def encode_head(
     metadata: Mapping[str, Any],
     reuse: KnownHead | None,
     new_versions: Mapping[str, Any],
+    checkpoint_id: bytes,
     parent: bytes | None,
 ) -> tuple[bytes, KnownHead]:
     """A checkpoint's record. Channels whose version is the parent's keep the parent's manifests."""
@@ -96,7 +111,9 @@ def encode_head(
         list(extra),
     ]
     template = batch.intern("template", mf.pack(names))
-    manifests = {k: _manifest(encoder, k, v, versions, new_versions, reuse, batch.base) for k, v in values.items()}
+    manifests = {
+        k: _manifest(encoder, k, v, versions, new_versions, reuse, batch.base) for k, v in values.items()
+    }
     at = {name: i for i, name in enumerate(versions)}
     updated = checkpoint.get("updated_channels")
     record = [
@@ -104,7 +121,7 @@ def encode_head(
         batch.base,
         template - batch.base,
         checkpoint["v"],
-        encode_time(checkpoint["ts"]),
+        encode_time(checkpoint["ts"], checkpoint_id),
         list(versions.values()),
         [list(v.values()) for v in seen.values()],
         None if updated is None else [at.get(name, name) for name in updated],
@@ -151,19 +168,20 @@ def decode_metadata(head: Head, names: list[Any], decoder: Decoder) -> dict[str,
     return {k: decoder.decode(m, head.base) for k, m in zip(names[2], head.fields[8], strict=True)}
 
 
-def decode_checkpoint(head: Head, names: list[Any], checkpoint_id: str, decoder: Decoder) -> dict[str, Any]:
+def decode_checkpoint(head: Head, names: list[Any], checkpoint_id: bytes, decoder: Decoder) -> dict[str, Any]:
     """The checkpoint as it was put, with values of its own."""
     f = head.fields
     channels = names[0]
     updated = f[7]
     checkpoint = {
         "v": f[3],
-        "ts": decode_time(f[4]),
-        "id": checkpoint_id,
+        "ts": decode_time(f[4], checkpoint_id),
+        "id": decode_id(checkpoint_id),
         "channel_values": {k: decoder.decode(m, head.base) for k, m in zip(names[3], f[9], strict=True)},
         "channel_versions": dict(zip(channels, f[5], strict=True)),
         "versions_seen": {
-            node: dict(zip(keys, seen, strict=True)) for (node, keys), seen in zip(names[1], f[6], strict=True)
+            node: dict(zip(keys, seen, strict=True))
+            for (node, keys), seen in zip(names[1], f[6], strict=True)
         },
         "updated_channels": None
         if updated is None
@@ -187,18 +205,33 @@ class Write(NamedTuple):
 
     no: int
     base: int
+    template: int
     time: int
     task_id: bytes
     task_path: str
     upsert: bool
-    entries: list[tuple[str, int, mf.Manifest]]  # channel, idx, manifest
+    manifests: list[mf.Manifest]
 
 
-def open_write(no: int, data: bytes, special: Mapping[str, int]) -> Write:
+def encode_write(
+    encoder: Encoder,
+    batch: Batch,
+    no: int,
+    checkpoint_id: bytes,
+    now: int,
+    task: tuple[bytes, str],
+    writes: Sequence[tuple[str, Any]],
+    upsert: bool,
+) -> bytes:
+    """The record of a `put_writes` call; `now` is microseconds since 1970."""
+    template = batch.intern("template", mf.pack([channel for channel, _ in writes]))
+    manifests = [encoder.encode(value) for _, value in writes]
+    time = now - id_time(checkpoint_id)
+    return mf.pack([FORMAT, no - batch.base, template - batch.base, time, *task, upsert, *manifests])
+
+
+def open_write(no: int, checkpoint_id: bytes, data: bytes) -> Write:
     f = mf.unpack(data)
     check_format(f, "pending write")
-    pairs = f[6:]
-    entries = [
-        (pairs[i], special.get(pairs[i], i // 2), pairs[i + 1]) for i in range(0, len(pairs), 2)
-    ]
-    return Write(no, f[1], f[2], f[3], f[4], f[5], entries)
+    base = no - f[1]
+    return Write(no, base, base + f[2], f[3] + id_time(checkpoint_id), f[4], f[5], f[6], f[7:])

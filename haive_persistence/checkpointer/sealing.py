@@ -41,9 +41,13 @@ class BoundCodec:
         return self.codec.unpack(stored, self._aad("checkpoint", thread.bytes, _int(ns_key), checkpoint_id))
 
     def seal_write(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, data: bytes) -> bytes:
-        return self.codec.pack(data, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no)))
+        return self.codec.pack(
+            data, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no))
+        )
 
-    def open_write(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, stored: bytes) -> bytes:
+    def open_write(
+        self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, stored: bytes
+    ) -> bytes:
         return self.codec.unpack(
             stored, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no))
         )

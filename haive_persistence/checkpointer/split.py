@@ -14,8 +14,9 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import ormsgpack
 from langchain_core.messages import (
@@ -38,7 +39,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from pydantic import BaseModel
 
 from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer.thread_log import Batch, ThreadLog, key_of
+from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec
 from haive_persistence.errors import DecodeError
 
@@ -80,13 +81,15 @@ _EXACT = (
 )
 
 
-def message_key(message: BaseMessage) -> bytes | None:
-    """The exact contents of a message's fields, type by type; None if it holds foreign objects."""
+def message_key(message: BaseMessage, *, bare: bool = False) -> bytes | None:
+    """The exact contents of a message's fields, type by type; None if it holds foreign objects.
+
+    `bare`: as they would be without an id.
+    """
     extra = message.__pydantic_extra__
+    fields = {**message.__dict__, "id": None} if bare else message.__dict__
     try:
-        if extra:
-            return ormsgpack.packb([message.__dict__, extra], option=_EXACT)
-        return ormsgpack.packb(message.__dict__, option=_EXACT)
+        return ormsgpack.packb([fields, extra] if extra else fields, option=_EXACT)
     except (TypeError, ValueError):
         return None
 
@@ -115,6 +118,46 @@ def rough_size(value: Any, budget: int) -> int:
     return total
 
 
+def pack_uuid(id_: str) -> bytes | str:
+    """A message's id in 16 bytes if it is a UUID as Python writes it."""
+    if len(id_) == 36:
+        try:
+            parsed = uuid.UUID(id_)
+        except ValueError:
+            return id_
+        if str(parsed) == id_:
+            return parsed.bytes
+    return id_
+
+
+def unpack_uuid(packed: bytes | str) -> str:
+    return packed if isinstance(packed, str) else str(uuid.UUID(bytes=packed))
+
+
+class _Ids:
+    """The ids that the messages of one list have besides their pieces."""
+
+    __slots__ = ("by_piece", "new")
+
+    def __init__(self) -> None:
+        self.by_piece: dict[int, int] = {}  # message piece -> id piece
+        self.new: dict[int, tuple[str, Key, Key]] = {}  # message piece -> id, key with it, key without
+
+    def add(self, piece: int, id_: str, key: Key, bare: Key) -> None:
+        self.by_piece[piece] = -1
+        self.new[piece] = (id_, key, bare)
+
+
+class IdPiece:
+    """An id piece, unpacked once: which message pieces it gives which ids."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self, no: int, data: bytes) -> None:
+        flat = mf.unpack(data)
+        self.ids = {no - flat[i]: (unpack_uuid(flat[i + 1]), no) for i in range(0, len(flat), 2)}
+
+
 class Encoder:
     """Turns values into manifests, adding the pieces that are new to `batch`."""
 
@@ -127,10 +170,12 @@ class Encoder:
     def encode(self, value: Any, threshold: int = LARGE) -> mf.Manifest:
         """The manifest of a value; a list or dict of up to `threshold` bytes stays whole."""
         kind = type(value)
-        if value is None:
-            return None
-        if kind is list and value and rough_size(value, threshold) > threshold:
-            return [mf.LIST, self._items(self._list_parts(value))]
+        if kind in _SCALARS or (not value and kind in _CONTAINERS):
+            return value if kind is not int or -(1 << 63) <= value < 1 << 64 else self._leaf(value)
+        if kind is str and len(value) <= TINY and value.isascii():
+            return value
+        if kind is list and rough_size(value, threshold) > threshold:
+            return self._list(value)
         if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:
             return [mf.DICT, self._items(self._dict_parts(value))]
         if kind is _DeltaSnapshot:
@@ -152,7 +197,18 @@ class Encoder:
 
     # --- lists
 
-    def _list_parts(self, value: list[Any]) -> list[Any]:
+    def _list(self, value: list[Any]) -> mf.Manifest:
+        ids = _Ids()
+        items = self._items(self._list_parts(value, ids))
+        if ids.new:
+            self._give_ids(ids)
+        return (
+            [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())))]
+            if ids.by_piece
+            else [mf.LIST, items]
+        )
+
+    def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
         parts: list[Any] = []
         small: list[Any] = []
         nested = 0
@@ -168,7 +224,7 @@ class Encoder:
                 parts.append(self._slice(small))
                 small = []
             if kind in MESSAGE_CLASSES:
-                parts.append(self._message(element))
+                parts.append(self._message(element, ids))
                 continue
             inner = self._nested(element) if nested < NESTED_WHOLE else None
             nested += inner is not None
@@ -177,14 +233,48 @@ class Encoder:
             parts.append(self._slice(small))
         return parts
 
-    def _message(self, message: BaseMessage) -> int:
+    def _message(self, message: BaseMessage, ids: _Ids) -> int:
         """The piece of a list with just this message in it."""
         fields = message_key(message)
         if fields is None:
             return self._slice([message])
         key = key_of(type(message), fields)
-        no = self._batch.find(key)
-        return self._batch.add(key, self._dump([message])) if no is None else no
+        found = self._batch.find(key)
+        if type(found) is int:
+            return found
+        if found is not None:
+            no, id_piece = cast("tuple[int, int]", found)
+            if ids.by_piece.setdefault(no, id_piece) == id_piece:
+                return no
+        elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
+            ids.add(
+                bare, message.id, key, key_of(type(message), cast(bytes, message_key(message, bare=True)))
+            )
+            return bare
+        data = self._dump([message])
+        if message_key(message) != fields or found is not None:
+            # A node changed it meanwhile (or its piece has another id here): known by its bytes only.
+            return self._batch.intern("list", data, LISTS)
+        return self._batch.add(key, data, LISTS)
+
+    def _stored_bare(self, message: BaseMessage, fields: bytes, ids: _Ids) -> int | None:
+        """The piece of the same message without its id: it was written before its list gave it one."""
+        bare = message_key(message, bare=True)
+        if bare is None or message_key(message) != fields:
+            return None
+        found = self._batch.find(key_of(type(message), bare))
+        return found if type(found) is int and found not in ids.by_piece else None
+
+    def _give_ids(self, ids: _Ids) -> None:
+        """One piece with the ids that messages of this list got. A piece is given an id once."""
+        no = self._batch.reserve(IDS)
+        flat: list[Any] = []
+        for piece, (id_, key, bare) in ids.new.items():
+            flat += (no - piece, pack_uuid(id_))
+            self._batch.know(key, (piece, no))
+            self._batch.forget(bare)
+            ids.by_piece[piece] = no
+        self._batch.put(no, mf.pack(flat))
 
     def _nested(self, element: Any) -> mf.Manifest | None:
         """The manifest of an element worth splitting, else None."""
@@ -193,10 +283,10 @@ class Encoder:
         if rough_size(element, LARGE_INSIDE) <= LARGE_INSIDE and type(element) in _CONTAINERS:
             return None
         inner = self.encode(element, LARGE_INSIDE)
-        return inner if type(inner) is list and inner[0] != mf.LEAF else None
+        return inner if type(inner) is list and inner and inner[0] != mf.LEAF else None
 
     def _slice(self, elements: list[Any]) -> int:
-        return self._batch.intern("list", self._dump(elements))
+        return self._batch.intern("list", self._dump(elements), LISTS)
 
     # --- dicts
 
@@ -233,7 +323,11 @@ class Encoder:
         if len(parts) > GRID and (named := self._after_frozen(parts)) is not None:
             return named
         items = mf.encode_items(parts, base)
-        if len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES or not all(type(p) is int for p in parts):
+        if (
+            len(items) <= 24
+            or len(mf.pack(items)) <= mf.FREEZE_BYTES
+            or not all(type(p) is int for p in parts)
+        ):
             return items
         for no, numbers in self._batch.candidates():
             sliced = mf.encode_items(mf.slices(parts, no, numbers), base)
@@ -253,7 +347,7 @@ class Encoder:
         return None
 
     def _named(self, no: int, items: list[Any]) -> list[Any]:
-        self._batch.name_frozen(no)
+        self._batch.name(no)
         self.structural.add(no)
         return items
 
@@ -316,9 +410,17 @@ class Original:
             return None
         return cls(message, mutable)
 
-    def copy(self) -> Any:
+    def key(self, id_: str) -> Key | None:
+        """The key of this message with an id."""
+        fields = {**self._fields, "id": id_}
+        packed = ormsgpack.packb([fields, self._extra] if self._extra else fields, option=_EXACT)
+        return key_of(self._class, packed)
+
+    def copy(self, id_: str | None = None) -> Any:
         copy = _new(self._class)
         fields = self._fields.copy()
+        if id_ is not None:
+            fields["id"] = id_
         for name, copier in self._mutable:
             fields[name] = copier(fields[name])
         _SET_FIELDS(copy, fields)
@@ -342,15 +444,15 @@ class Decoder:
         self._log = log
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
-        if manifest is None:
-            return None
         if type(manifest) is bytes:
             return self._load(manifest)
+        if type(manifest) is not list or not manifest:
+            return manifest.copy() if type(manifest) in _CONTAINERS else manifest
         kind = manifest[0]
         if kind == mf.LEAF:
             return self._leaf(base + manifest[1])
         if kind == mf.LIST:
-            return self._list(manifest[1], base)
+            return self._list(manifest, base)
         if kind == mf.DICT:
             return self._dict(manifest[1], base)
         if kind == mf.SNAPSHOT:
@@ -368,21 +470,50 @@ class Decoder:
         self._log.known.setdefault(key_of("value", data), no)
         return self._load(data)
 
-    def _list(self, items: list[Any], base: int) -> list[Any]:
+    def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         pieces = self._log.pieces
-        for part in mf.decode_items(items, base, self._log.frozen):
+        ids = self._ids(manifest[2], base) if len(manifest) > 2 else None
+        for part in mf.decode_items(manifest[1], base, self._log.frozen):
             if type(part) is list:
                 out.append(self.decode(part[1], base))
                 continue
             start, count = part if type(part) is tuple else (part, 1)
             for no in range(start, start + count):
                 piece = pieces[no]
-                if type(piece) is Original:
+                if ids is not None and no in ids:
+                    out.append(self._with_id(no, piece, ids[no]))
+                elif type(piece) is Original:
                     out.append(piece.copy())
                 else:
                     out.extend(self._slice(no, piece))
         return out
+
+    def _ids(self, items: list[Any], base: int) -> dict[int, tuple[str, int]]:
+        """Message piece -> (id, id piece)."""
+        out: dict[int, tuple[str, int]] = {}
+        pieces = self._log.pieces
+        for part in mf.decode_items(items, base, self._log.frozen):
+            start, count = part if type(part) is tuple else (part, 1)
+            for no in range(start, start + count):
+                piece = pieces[no]
+                if type(piece) is not IdPiece:
+                    piece = pieces[no] = IdPiece(no, piece)
+                out.update(piece.ids)
+        return out
+
+    def _with_id(self, no: int, piece: Any, given: tuple[str, int]) -> Any:
+        id_, id_piece = given
+        if type(piece) is not Original:
+            message = self._slice(no, piece)[0]
+            piece = self._log.pieces[no]
+            if type(piece) is not Original:
+                message.id = id_
+                return message
+        if no not in self._log.registered:
+            self._log.registered.add(no)
+            self._log.known.setdefault(piece.key(id_), (no, id_piece))
+        return piece.copy(id_)
 
     def _slice(self, no: int, data: bytes) -> list[Any]:
         """The elements of a piece met as bytes; a message is kept decoded from now on."""

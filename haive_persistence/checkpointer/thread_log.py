@@ -5,7 +5,8 @@ again. It is tied to the thread's *epoch*; every statement that relies on it che
 SQL, so what has gone stale is refused there, dropped here and sent again in full.
 
 Numbers. A process takes piece numbers from a *lane* of its own: 43 random bits, then a 20-bit
-counter. A lane is confirmed once a plain INSERT into it was acknowledged: from then on nobody else
+counter in three parts: slices of lists, ids given to messages, and everything else, so that what is
+appended to a list gets consecutive numbers. A lane is confirmed once a plain INSERT into it was acknowledged: from then on nobody else
 can be in it, so a piece may be sent twice (`ON CONFLICT DO NOTHING`) until its first
 acknowledgement, by whichever statement names it. That is how a checkpoint can name a message that
 a write still in flight is about to store.
@@ -16,17 +17,21 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 LANE_BITS = 20
 LANE_SIZE = 1 << LANE_BITS
+OTHER, IDS, LISTS = 0, 1, 2  # the parts of a lane
+_STARTS = (0, LANE_SIZE // 4, LANE_SIZE // 2)
+_ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 FROZEN_TRIED = 8
 LONG_KEY = 1024  # longer keys are kept as a digest
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
+Placed = int | tuple[int, int]  # a piece, or a message's piece with the piece that gives it its id
 
 
 def new_lane() -> int:
@@ -59,11 +64,12 @@ class ThreadLog:
         self.epoch = epoch
         self.exists = epoch is not None
         self.lane: int | None = None
-        self.next_number = 0
-        self.known: dict[Key, int] = {}
+        self.next_numbers = [0, 0, 0]
+        self.known: dict[Key, Placed] = {}
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
+        self.registered: set[int] = set()  # messages that are in `known` with the id an id piece gives them
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.bytes_held = 0
 
@@ -79,6 +85,11 @@ class ThreadLog:
         self.bytes_held += 8 * len(numbers)
 
 
+def _used_up(lane: int, next_numbers: Sequence[int]) -> bool:
+    ends = (*_STARTS[1:], LANE_SIZE)
+    return any(no > lane + end - _ROOM for no, end in zip(next_numbers, ends, strict=True))
+
+
 class Batch:
     """The pieces one statement sends: those it makes and those it names that nobody confirmed yet.
 
@@ -87,66 +98,76 @@ class Batch:
 
     def __init__(self, log: ThreadLog) -> None:
         self._log = log
+        if log.lane is not None and _used_up(log.lane, log.next_numbers):
+            log.lane = None
         self.shared = log.lane is not None
-        if self.shared and log.next_number & (LANE_SIZE - 1) > LANE_SIZE - (1 << 16):
-            log.lane, self.shared = None, False  # nearly used up: start another
         self.base: int = log.lane if log.lane is not None else new_lane()
-        self._next = log.next_number if self.shared else self.base
-        self._own: dict[Key, int] = {}
+        self._next = log.next_numbers if self.shared else [self.base + start for start in _STARTS]
+        self._own: dict[Key, Placed] = {}
         self.send: dict[int, bytes] = {}
         self._new_frozen: dict[int, list[int]] = {}
 
-    def find(self, key: Key) -> int | None:
-        no = self._log.known.get(key)
-        if no is None:
+    def find(self, key: Key) -> Placed | None:
+        """Where this part is stored already; what is not acknowledged yet is sent again."""
+        found = self._log.known.get(key)
+        if found is None:
             return self._own.get(key)
-        if no in self._log.unacknowledged:
+        if self._log.unacknowledged:
+            for no in (found,) if type(found) is int else cast("tuple[int, int]", found):
+                if not self.name(no):
+                    return None
+        return found
+
+    def name(self, no: int) -> bool:
+        """Make sure a piece that is named gets there; False if this statement must not name it."""
+        data = self._log.unacknowledged.get(no)
+        if data is not None:
             if not self.shared:
-                return None
-            self.send[no] = self._log.unacknowledged[no]
-        return no
+                return False
+            self.send[no] = data
+        return True
 
-    def add(self, key: Key | None, data: bytes) -> int:
+    def know(self, key: Key, placed: Placed) -> None:
+        self._own[key] = placed
+        if self.shared:
+            self._log.known[key] = placed
+
+    def forget(self, key: Key) -> None:
+        self._own.pop(key, None)
+        self._log.known.pop(key, None)
+
+    def add(self, key: Key | None, data: bytes, part: int = OTHER) -> int:
         """A new piece; its number."""
-        no = self._next
-        self._next = no + 1
-        self.send[no] = data
+        no = self.reserve(part)
+        self.put(no, data)
         if key is not None:
-            self._own[key] = no
-            if self.shared:
-                self._log.known[key] = no
+            self.know(key, no)
+        return no
+
+    def put(self, no: int, data: bytes) -> None:
+        """The piece of a number that was reserved."""
+        self.send[no] = data
         if self.shared:
-            self._log.next_number = self._next
             self._log.unacknowledged[no] = data
+
+    def reserve(self, part: int = OTHER) -> int:
+        """The next number of a part of the lane, for a piece or for a row that is not a piece."""
+        no = self._next[part]
+        self._next[part] = no + 1
         return no
 
-    def reserve(self) -> int:
-        """A number for a row that is not a piece."""
-        no = self._next
-        self._next = no + 1
-        if self.shared:
-            self._log.next_number = self._next
-        return no
-
-    def intern(self, kind: Any, data: bytes) -> int:
+    def intern(self, kind: Any, data: bytes, part: int = OTHER) -> int:
         key = key_of(kind, data)
-        no = self.find(key)
-        return self.add(key, data) if no is None else no
+        found = self.find(key)
+        return self.add(key, data, part) if found is None else cast(int, found)
 
     def candidates(self) -> Iterable[tuple[int, list[int]]]:
         """Frozen sequences to name slices of, latest first."""
         for at, no in enumerate(reversed(self._log.frozen)):
             if at == FROZEN_TRIED:
                 return
-            if no in self._log.unacknowledged:
-                if not self.shared:
-                    continue
-            yield no, self._log.frozen[no]
-
-    def name_frozen(self, no: int) -> None:
-        """Send a frozen sequence again while nobody confirmed it."""
-        if no in self._log.unacknowledged:
-            self.send[no] = self._log.unacknowledged[no]
+            if self.shared or no not in self._log.unacknowledged:
+                yield no, self._log.frozen[no]
 
     def freeze(self, numbers: list[int], encode: Callable[[list[int]], bytes]) -> int:
         no = self.add(None, encode(numbers))
@@ -171,7 +192,7 @@ class Batch:
     def _adopt(self) -> None:
         log = self._log
         if log.lane is None:
-            log.lane, log.next_number = self.base, self._next
+            log.lane, log.next_numbers = self.base, self._next
         for key, no in self._own.items():
             log.known.setdefault(key, no)
         for no, numbers in self._new_frozen.items():
