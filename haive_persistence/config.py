@@ -16,7 +16,7 @@ from haive_persistence.errors import ConfigError
 
 T = TypeVar("T")
 
-PoolerMode = Literal["session", "transaction"]
+PoolerMode = Literal["auto", "session", "transaction"]
 
 # Quoted wherever it is used; short enough that a role can be named after it (63 bytes).
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -30,7 +30,7 @@ def _boolean(text: str) -> bool:
     raise ValueError("write true or false")
 
 
-def _threshold(text: str) -> int | None | Literal["auto"]:
+def _threshold(text: str) -> int | Literal["auto"] | None:
     if text.lower() == "auto":
         return "auto"
     return None if text.lower() in {"never", "none", "off"} else int(text)
@@ -79,12 +79,13 @@ class PersistenceConfig:
     max_overflow: int = _setting("max_overflow", 10, int)
     #: Seconds to wait for a free connection, or for a server that restarts.
     pool_timeout: float = _setting("pool_timeout", 30.0, float)
-    #: "transaction" when a pooler such as pgbouncer or Supavisor may hand every transaction
-    #: to another server connection; "session" when a connection is ours while we hold it.
-    pooler: PoolerMode = _setting("pooler", "session")
+    #: What stands between us and the server. "transaction": a pooler such as pgbouncer or
+    #: Supavisor that may give every transaction another server connection. "session": nothing,
+    #: or a pooler that does not. "auto" looks, and takes any pooler for the former.
+    pooler: PoolerMode = _setting("pooler", "auto")
     #: After how many uses a statement is prepared on a connection; None is never.
     #: "auto" prepares at once, or never behind a transaction pooler.
-    prepare_threshold: int | None | Literal["auto"] = _setting("prepare_threshold", "auto", _threshold)
+    prepare_threshold: int | Literal["auto"] | None = _setting("prepare_threshold", "auto", _threshold)
     #: Log every round trip, its time and its rows, to the logger "haive_persistence.sql".
     echo_sql: bool = _setting("echo_sql", False, _boolean)
 
@@ -110,12 +111,12 @@ class PersistenceConfig:
             raise ConfigError(
                 f"schema={self.schema!r}: use at most 40 letters, digits and underscores, not beginning with pg_"
             )
-        if not self.tenant or "\0" in self.tenant:
-            raise ConfigError("tenant: must be a text that is not empty and has no NUL")
         if self.pool_size < 1 or self.max_overflow < 0 or self.pool_timeout <= 0:
-            raise ConfigError("pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds")
-        if self.pooler not in ("session", "transaction"):
-            raise ConfigError(f'pooler={self.pooler!r}: write "session" or "transaction"')
+            raise ConfigError(
+                "pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds"
+            )
+        if self.pooler not in ("auto", "session", "transaction"):
+            raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
 
     def __repr__(self) -> str:
         parts = (f"{f.name}={_mask(getattr(self, f.name))!r}" for f in fields(self))
@@ -134,12 +135,11 @@ class PersistenceConfig:
         values = ((name, getattr(self, name)) for name in names)
         return {name: _guc(value) for name, value in values if value is not None}
 
-    @property
-    def prepares_after(self) -> int | None:
-        """`prepare_threshold` with "auto" decided."""
+    def prepares_after(self, *, pooled: bool) -> int | None:
+        """`prepare_threshold` with "auto" decided; `pooled` if transactions may change connections."""
         if self.prepare_threshold != "auto":
             return self.prepare_threshold
-        return None if self.pooler == "transaction" else 0
+        return None if pooled else 0
 
 
 def _guc(value: str | float) -> str:

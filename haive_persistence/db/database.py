@@ -1,38 +1,46 @@
-"""`Database`: one place in one Postgres, reached blocking and asynchronously."""
+"""`Database`: one schema in one Postgres, for blocking and async code alike."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.db.sql import load_queries
+from haive_persistence.errors import EmbeddedServerError, InvalidIdentifierError
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
     from haive_persistence.db.embedded import EmbeddedServer
+    from haive_persistence.db.pool import AsyncPool, BlockingPool
+    from haive_persistence.db.runners import AsyncDb, BlockingDb, RoundTrip
     from haive_persistence.db.session import SessionPlan
 
-#: Called after every round trip: what was sent, milliseconds, rows that came back.
-StatementHook = Callable[[str, float, int], None]
+#: Told of every round trip, in the thread or task that made it.
+StatementHook = Callable[["RoundTrip"], None]
 
 
 class Database:
-    """A schema in a Postgres database, for one tenant.
+    """A schema in a Postgres database, seen as one tenant.
 
     Nothing is opened before it is needed: the first use starts the embedded server if that is
-    what the configuration says, brings the schema up to date and opens a connection.
+    what the configuration says, brings the schema up to date and connects. Errors of the
+    configuration therefore come from the first use; `setup()` makes it now.
     """
 
     def __init__(self, config: PersistenceConfig | str | None = None) -> None:
         if not isinstance(config, PersistenceConfig):
             config = PersistenceConfig() if config is None else PersistenceConfig(connection_string=config)
-        self._core = _Core(config)
-        self._tenant = config.tenant
+        self._core = Core(config)
+        self._tenant = self._core.check_tenant(config.tenant)
 
     @property
     def config(self) -> PersistenceConfig:
@@ -48,143 +56,203 @@ class Database:
 
     @property
     def hooks(self) -> list[StatementHook]:
-        """Called after every round trip, in the thread or task that made it."""
+        """Append a callable to be told of every round trip; costs next to nothing when empty."""
         return self._core.hooks
 
-    @property
+    @cached_property
     def blocking(self) -> Db:
-        """For code that blocks."""
+        """For code that blocks; any number of threads may share it."""
         from haive_persistence.db.runners import BlockingDb
 
-        return BlockingDb(self._core, self._tenant)
+        db: BlockingDb = BlockingDb(self._core, self._tenant)
+        return db
 
-    @property
+    @cached_property
     def asynchronous(self) -> Db:
-        """For code under an event loop."""
+        """For code under an event loop; any number of tasks and loops may share it."""
         from haive_persistence.db.runners import AsyncDb
 
-        return AsyncDb(self._core, self._tenant)
+        db: AsyncDb = AsyncDb(self._core, self._tenant)
+        return db
 
     def queries(self, room: str) -> Mapping[str, Query]:
-        """The named queries of `sql/queries/<room>.sql`, in this database's schema."""
+        """The named queries of `sql/queries/<room>.sql`, for this schema."""
         return load_queries(room, self.schema)
 
     def for_tenant(self, tenant: str) -> Database:
-        """The same database and the same pools, seen as another tenant."""
+        """The same database and the same connections, seen as another tenant.
+
+        Raises InvalidIdentifierError unless `tenant` is 1 to 255 characters without NUL.
+        """
         other = object.__new__(Database)
         other._core = self._core
-        other._tenant = tenant
+        other._tenant = self._core.check_tenant(tenant)
         return other
 
     def setup(self) -> None:
-        """Bring the schema up to date now instead of on first use. Does nothing the second time."""
+        """Reach the server and bring the schema up to date now; does nothing the second time.
+
+        Raises ConfigError, UnavailableError or MigrationError, each saying what to do.
+        """
         self._core.plan()
 
     def close(self) -> None:
-        """Close the connections and let go of the embedded server. Safe to call twice."""
+        """Close all connections and let go of the embedded server, for every tenant's view.
+
+        Work in progress ends undisturbed. Closing twice does no harm; using the database again
+        opens it again.
+        """
         self._core.close()
 
     async def aclose(self) -> None:
-        """Like `close`, for the connections of the running event loop too."""
-        await self._core.aclose()
+        """`close()` for code under an event loop."""
+        await asyncio.to_thread(self._core.close)
 
 
-class _Core:
-    """What every view of one database shares."""
+class Core:
+    """What all views of one database share: its connections, and how they came to be."""
 
     def __init__(self, config: PersistenceConfig) -> None:
         self.config = config
         self.hooks: list[StatementHook] = []
-        self.lock = threading.Lock()
-        self._plan: SessionPlan | None = None
+        if config.echo_sql:
+            from haive_persistence.db.echo import echo
+
+            self.hooks.append(echo)
+        self._forget_connections()
         self._server: EmbeddedServer | None = None
-        self._blocking: Any = None
-        self._loops: dict[Any, Any] = {}
+        self._plan: SessionPlan | None = None
+        _cores.add(self)
+
+    def _forget_connections(self) -> None:
+        self._lock = threading.RLock()
+        self._blocking: BlockingPool | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, AsyncPool] = {}
+
+    @staticmethod
+    def check_tenant(tenant: str) -> str:
+        if (
+            not isinstance(tenant, str)
+            or not 0 < len(tenant) <= 255
+            or "\0" in tenant
+            or not _encodes(tenant)
+        ):
+            raise InvalidIdentifierError(f"tenant={tenant!r}: use a text of 1 to 255 characters without NUL")
+        return tenant
 
     # -- first use ----------------------------------------------------------------------------
 
     def plan(self) -> SessionPlan:
-        if self._plan is None:
-            with self.lock:
-                if self._plan is None:
-                    self._plan = self._prepare()
-        return self._plan
+        """How to set connections up; finding out includes bringing the schema up to date."""
+        with self._lock:
+            if self._plan is None:
+                from haive_persistence.db.session import prepare
 
-    async def aplan(self) -> SessionPlan:
-        return self._plan or await asyncio.to_thread(self.plan)
-
-    def _prepare(self) -> SessionPlan:
-        from haive_persistence.db.session import prepare
-
-        return prepare(self.connect, self.config)
+                self._plan = prepare(self._connect, self.config)
+            return self._plan
 
     def conninfo(self) -> str:
+        """Where to connect to. Starts the embedded server if that is what is wanted."""
+        from haive_persistence.db.connecting import with_defaults
+
         if self.config.connection_string is not None:
-            return self.config.connection_string
-        if self._server is None:
-            from haive_persistence.db import embedded
+            return with_defaults(self.config.connection_string, self.config)
+        try:
+            return with_defaults(self._embedded().dsn(), self.config)
+        except EmbeddedServerError:  # it was stopped, and cleaned up after itself
+            self.revive()
+            return with_defaults(self._embedded().dsn(), self.config)
 
-            self._server = embedded.attach(self.config.data_dir, self.config.embedded_settings)
-        return self._server.dsn()
+    def _embedded(self) -> EmbeddedServer:
+        with self._lock:
+            if self._server is None:
+                from haive_persistence.db import embedded
 
-    def connect(self) -> Connection[tuple[Any, ...]]:
-        import psycopg
+                self._server = embedded.attach(self.config.data_dir, self.config.embedded_settings)
+                atexit.unregister(_close_all)  # the last registered runs first: connections
+                atexit.register(_close_all)  # are closed before the server is stopped
+            return self._server
 
-        return psycopg.connect(self.conninfo(), autocommit=True)
+    def revive(self) -> None:
+        """After a failure to connect: start the embedded server again if it has died."""
+        if self.config.connection_string is None:
+            self._embedded().ensure_running()
+
+    def _connect(self) -> Connection[Any]:
+        from haive_persistence.db.connecting import connect_directly
+
+        return connect_directly(self)
 
     # -- pools --------------------------------------------------------------------------------
 
-    def blocking_pool(self) -> Any:
+    def blocking_pool(self) -> BlockingPool:
         if self._blocking is None:
-            plan = self.plan()
-            from psycopg_pool import ConnectionPool
+            from haive_persistence.db.pool import BlockingPool
 
-            with self.lock:
+            with self._lock:
                 if self._blocking is None:
-                    self._blocking = ConnectionPool(
-                        self.conninfo(),
-                        min_size=0,
-                        max_size=self.config.pool_size + self.config.max_overflow,
-                        timeout=self.config.pool_timeout,
-                        kwargs={"autocommit": True, "prepare_threshold": self.config.prepares_after},
-                        configure=plan.configure,
-                        open=True,
-                    )
+                    self._blocking = BlockingPool(self)
+                return self._blocking
         return self._blocking
 
-    async def async_pool(self) -> Any:
+    async def async_pool(self) -> AsyncPool:
         loop = asyncio.get_running_loop()
         pool = self._loops.get(loop)
         if pool is None:
-            plan = await self.aplan()
-            from psycopg_pool import AsyncConnectionPool
+            from haive_persistence.db.pool import AsyncPool
 
-            if loop in self._loops:
-                return self._loops[loop]
-            pool = self._loops[loop] = AsyncConnectionPool(
-                self.conninfo(),
-                min_size=0,
-                max_size=self.config.pool_size + self.config.max_overflow,
-                timeout=self.config.pool_timeout,
-                kwargs={"autocommit": True, "prepare_threshold": self.config.prepares_after},
-                configure=plan.aconfigure,
-                open=False,
-            )
-            await pool.open()
+            for gone in [other for other in list(self._loops) if other.is_closed()]:
+                self.forget(gone)
+            pool = self._loops[loop] = AsyncPool(self)
+        await pool.open()
         return pool
 
+    def forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drop what belongs to an event loop that has ended."""
+        if (pool := self._loops.pop(loop, None)) is not None:
+            pool.slots.close()
+
     def close(self) -> None:
-        with self.lock:
-            pool, self._blocking = self._blocking, None
+        with self._lock:
+            pools = [self._blocking, *self._loops.values()]
+            self._blocking = None
+            self._loops = {}
             server, self._server = self._server, None
             self._plan = None
-        if pool is not None:
-            pool.close()
+        for pool in pools:
+            if pool is not None:
+                pool.slots.close()
         if server is not None:
             server.close()
 
-    async def aclose(self) -> None:
-        pool = self._loops.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close()
-        await asyncio.to_thread(self.close)
+    def after_fork(self) -> None:
+        """In a forked child: the parent's connections are not ours, not even to close."""
+        _inherited.append((self._blocking, self._loops))
+        self._forget_connections()
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return True
+
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+@atexit.register
+def _close_all() -> None:
+    for core in list(_cores):
+        core.close()
+
+
+def _after_fork() -> None:
+    for core in list(_cores):
+        core.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,31 +1,121 @@
-"""The one place where the driver's errors become ours."""
+"""The one place where the driver's errors become ours, with words that say what to do."""
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
+from haive_persistence.db.wire import Failed, Fate
 from haive_persistence.errors import (
     AmbiguousCommitError,
+    ConfigError,
     ConflictError,
     DatabaseError,
+    PersistenceError,
     TimedOutError,
     UnavailableError,
 )
 
-_CONFLICT = {"23505", "23P01", "40001", "40P01"}
-_TIMEOUT = {"57014", "55P03", "25P03", "57P05"}
+# SQLSTATE, or its first characters: the class it becomes and what the caller can do about it.
+# The longest prefix wins. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_MEANING: dict[str, tuple[type[DatabaseError], str]] = {
+    "08": (UnavailableError, "The connection failed; try again."),
+    "0A": (DatabaseError, ""),
+    "22": (DatabaseError, "A value does not fit its column or function."),
+    "23": (DatabaseError, "The rows would contradict a constraint; nothing was kept."),
+    "23505": (ConflictError, "Another row has this key already; nothing was kept."),
+    "23P01": (ConflictError, "Another row stands in the way; nothing was kept."),
+    "25006": (
+        DatabaseError,
+        "This is a read-only server: connect to the primary (target_session_attrs=read-write).",
+    ),
+    "25P02": (DatabaseError, "An earlier statement of this transaction failed; run the transaction again."),
+    "25P03": (TimedOutError, "The transaction was idle for longer than idle_in_transaction_session_timeout."),
+    "25P04": (TimedOutError, "The transaction took longer than the server's transaction_timeout."),
+    "26000": (DatabaseError, 'A pooler may be in between: set pooler="transaction".'),
+    "28": (UnavailableError, "Check the user name and the password in the connection string."),
+    "3D000": (UnavailableError, "Create the database, or correct its name in the connection string."),
+    "40": (ConflictError, "Another transaction was in the way; nothing was kept, run it again."),
+    "42501": (DatabaseError, "The role lacks a right, or the row belongs to another tenant."),
+    "42P01": (DatabaseError, "The schema is not set up or was changed by hand: run setup()."),
+    "42P05": (DatabaseError, 'A pooler may be in between: set pooler="transaction".'),
+    "53": (UnavailableError, "The server is short of something (connections, memory or disk)."),
+    "53100": (DatabaseError, "The server's disk is full; nothing was kept."),
+    "55P03": (TimedOutError, "A lock was not free within lock_timeout; nothing was kept, try again."),
+    "57": (UnavailableError, "The server is stopping or restarting; try again."),
+    "57014": (TimedOutError, "The statement was cancelled: see statement_timeout. Nothing was kept."),
+    "57P05": (UnavailableError, "The connection was idle for too long; try again."),
+    "58": (DatabaseError, "The server has trouble with its files: see its log."),
+    "XX": (DatabaseError, "The server met an internal error: see its log."),
+}
+
+# libpq gives no SQLSTATE when it cannot connect, so these are read from the text.
+_PERMANENT = re.compile(
+    r"authentication failed|does not exist|no password supplied|no pg_hba\.conf entry|certificate|"
+    r"not permitted to log in|invalid connection option|unsupported|no such user|SSL",
+    re.IGNORECASE,
+)
+_STARTING = re.compile(
+    r"starting up|shutting down|recovery|not accepting connections|not yet accepting|too many clients|"
+    r"connection slots|closed the connection unexpectedly",
+    re.IGNORECASE,
+)
 
 
-def translate(error: psycopg.Error) -> DatabaseError:
-    """Ours for the driver's, with its SQLSTATE."""
+def translate(failed: Failed) -> DatabaseError:
+    """Ours for an exchange that failed for good; chain it to `failed.error`."""
+    error = failed.error
+    if failed.fate is Fate.UNKNOWN:
+        return AmbiguousCommitError(
+            f"the connection was lost before the answer came, so the work may or may not have been kept. "
+            f"Read it back before you try again. ({_first_line(error)})",
+            sqlstate=error.sqlstate,
+        )
+    return from_driver(error)
+
+
+def from_driver(error: psycopg.Error) -> DatabaseError:
+    """Ours for an error of psycopg's about something that was not kept."""
     state = error.sqlstate
-    text = str(error).strip()
-    if state in _CONFLICT:
-        return ConflictError(text, sqlstate=state)
-    if state in _TIMEOUT:
-        return TimedOutError(text, sqlstate=state)
-    if isinstance(error, psycopg.OperationalError):
-        if state is None:
-            return AmbiguousCommitError(text, sqlstate=state)
-        return UnavailableError(text, sqlstate=state)
-    return DatabaseError(text, sqlstate=state)
+    if state is None:
+        return UnavailableError(f"the database cannot be reached: {_first_line(error)}", sqlstate=None)
+    kind, advice = next((_MEANING[state[:n]] for n in (5, 2) if state[:n] in _MEANING), (DatabaseError, ""))
+    text = f"{str(error).strip()}\n{advice}" if advice else str(error).strip()
+    return kind(text, sqlstate=state)
+
+
+def constraint(error: BaseException) -> str | None:
+    """The name of the constraint that `error` is about, if it is about one."""
+    cause = error.__cause__ if isinstance(error, PersistenceError) else error
+    return cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
+
+
+def unreachable(error: psycopg.Error) -> PersistenceError:
+    """Ours for a connection that could not be opened or set up."""
+    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        return ConfigError(f"the connection string is not one libpq accepts: {_first_line(error)}")
+    if error.sqlstate is not None:
+        if error.sqlstate.startswith("22") or error.sqlstate in ("42704", "42501"):
+            return ConfigError(f"a setting of the configuration was refused: {_first_line(error)}")
+        return from_driver(error)
+    return UnavailableError(
+        f"the database cannot be reached: {_first_line(error)}\n"
+        "Check that the server runs and that the connection string is right."
+    )
+
+
+def is_permanent(error: psycopg.Error) -> bool:
+    """Whether connecting again cannot help. (The server has been reached before.)"""
+    if error.sqlstate is not None:
+        return error.sqlstate[:2] not in ("08", "53", "57")
+    return not isinstance(error, psycopg.OperationalError) or bool(_PERMANENT.search(str(error)))
+
+
+def is_starting(error: psycopg.Error) -> bool:
+    """Whether the server is there but not ready. (It has not been reached before.)"""
+    return bool(_STARTING.search(str(error)))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -87,6 +87,11 @@ def read_applied(conn: Connection[Any], schema: str) -> dict[int, str]:
     return dict(conn.execute(f"SELECT version, checksum FROM {table}").fetchall())
 
 
+def is_current(conn: Connection[Any], schema: str) -> bool:
+    """Whether nothing is left to do. Raises MigrationError if the schema is newer, or not ours."""
+    return not pending(read_applied(conn, schema), migrations())
+
+
 def migrate(connect: Connect, schema: str, known: Sequence[Migration] | None = None) -> list[Migration]:
     """Apply what is missing and return it. Safe to call from many processes at once.
 

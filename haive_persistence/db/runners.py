@@ -1,219 +1,250 @@
-"""The two runners of the `Db` protocol."""
+"""The two runners of the `Db` protocol. What they do is written once; how they wait is the pool's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import psycopg
-
-from haive_persistence.db.failures import translate
+from haive_persistence.db import failures
+from haive_persistence.db.pool import Pool
 from haive_persistence.db.protocol import Executor, Params, Query, Row, Statement
+from haive_persistence.db.wire import Failed, Fate, Outcome, Wire
+from haive_persistence.errors import DatabaseError, InvalidInputError
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+    from haive_persistence.db.database import Core
+
+T = TypeVar("T")
+
+#: How often a statement is sent at most, the first time included.
+MAX_TRIES = 4
+
+_BEGIN = {
+    None: b"BEGIN",
+    "read committed": b"BEGIN ISOLATION LEVEL READ COMMITTED",
+    "repeatable read": b"BEGIN ISOLATION LEVEL REPEATABLE READ",
+    "serializable": b"BEGIN ISOLATION LEVEL SERIALIZABLE",
+}
+# A deadlock or a failed serialisation: the server has rolled back and asks for another try.
+_TRY_AGAIN = ("40P01", "40001")
 
 
-class _Runner:
-    def __init__(self, core: Any, tenant: str) -> None:
+class RoundTrip(NamedTuple):
+    """What went to the server at once, and what came back."""
+
+    #: The SQL texts, those about tenant and transaction included.
+    statements: tuple[str, ...]
+    #: From sending the first byte to having the last, waiting for a connection not included.
+    milliseconds: float
+    #: Rows received.
+    rows: int
+
+
+class _Statements(ABC):
+    """The methods of `Executor`, over one that runs a list of statements."""
+
+    @abstractmethod
+    async def _run(
+        self, statements: Sequence[Statement], idempotent: bool, read: Callable[[Wire, PGresult], T]
+    ) -> list[T]: ...
+
+    async def fetch_all(self, query: Query, params: Params = (), *, idempotent: bool = False) -> list[Row]:
+        return (await self._run((Statement(query, params),), idempotent, Wire.rows))[0]
+
+    async def fetch_one(self, query: Query, params: Params = (), *, idempotent: bool = False) -> Row | None:
+        (rows,) = await self._run((Statement(query, params),), idempotent, Wire.rows)
+        return rows[0] if rows else None
+
+    async def execute(self, query: Query, params: Params = (), *, idempotent: bool = False) -> int:
+        return (await self._run((Statement(query, params),), idempotent, Wire.count))[0]
+
+    async def batch(self, statements: Sequence[Statement], *, idempotent: bool = False) -> list[list[Row]]:
+        return await self._run(statements, idempotent, Wire.rows) if statements else []
+
+
+class Runner(_Statements):
+    """Runs statements for one tenant on the connections of a pool."""
+
+    def __init__(self, core: Core, tenant: str) -> None:
         self._core = core
         self._tenant = tenant
+        self._pool: Pool | None = None
 
     @property
     def tenant(self) -> str:
         return self._tenant
 
-    def for_tenant(self, tenant: str) -> Any:
-        return type(self)(self._core, tenant)
-
-    async def _run(self, statements: Sequence[Statement], idempotent: bool) -> list[Any]:
-        raise AssertionError
-
-    async def fetch_all(self, query: Query, params: Params = (), *, idempotent: bool = False) -> list[Row]:
-        (cursor,) = await self._run([Statement(query, params)], idempotent)
-        return _rows(cursor)
-
-    async def fetch_one(self, query: Query, params: Params = (), *, idempotent: bool = False) -> Row | None:
-        (cursor,) = await self._run([Statement(query, params)], idempotent)
-        rows = _rows(cursor)
-        return rows[0] if rows else None
-
-    async def execute(self, query: Query, params: Params = (), *, idempotent: bool = False) -> int:
-        (cursor,) = await self._run([Statement(query, params)], idempotent)
-        return int(cursor.rowcount)
-
-    async def batch(self, statements: Sequence[Statement], *, idempotent: bool = False) -> list[list[Row]]:
-        return [_rows(cursor) for cursor in await self._run(statements, idempotent)]
-
-    def _told(self, statements: Sequence[Statement], started: float, cursors: Sequence[Any]) -> None:
-        ms = (time.perf_counter() - started) * 1000
-        text = "; ".join(s.query for s in statements)
-        for hook in self._core.hooks:
-            hook(text, ms, sum(max(c.rowcount, 0) for c in cursors))
-
-
-def _rows(cursor: Any) -> list[Row]:
-    # The results are here already: fetchall() of an async cursor would only wrap this.
-    if cursor.pgresult is None or not cursor.pgresult.nfields:
-        return []
-    return cursor._tx.load_rows(0, cursor.pgresult.ntuples, cursor._make_row)
-
-
-class BlockingDb(_Runner):
-    """Blocks in the calling thread; its coroutines never suspend."""
-
-    async def _run(self, statements: Sequence[Statement], idempotent: bool) -> list[Any]:
-        pool = self._core.blocking_pool()
-        started = time.perf_counter()
-        conn = pool.getconn()
-        try:
-            cursors = self._exchange(conn, statements)
-        except psycopg.Error as error:
-            _clean(conn)
-            raise translate(error) from error
-        except BaseException:
-            conn.close()
-            raise
-        finally:
-            pool.putconn(conn)
-        if self._core.hooks:
-            self._told(statements, started, cursors)
-        return cursors
-
-    def _exchange(self, conn: Any, statements: Sequence[Statement]) -> list[Any]:
-        plan = self._core.plan()
-        with conn.pipeline():
-            conn._haive_tenant = None
-            for text in plan.preamble(self._tenant):
-                conn.execute(text, prepare=False)
-            cursors = [conn.execute(q, p, binary=True) for q, p in statements]
-            if plan.per_transaction:
-                conn.execute("COMMIT", prepare=False)
-        return cursors
-
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self, *, isolation: str | None = None, read_only: bool = False
-    ) -> AsyncIterator[Executor]:
-        pool = self._core.blocking_pool()
-        plan = self._core.plan()
-        conn = pool.getconn()
-        try:
-            for text in _begin(plan, self._tenant, isolation, read_only):
-                conn.execute(text)
-            yield _BlockingTransaction(self._core, self._tenant, conn)
-            conn.execute("COMMIT")
-        except psycopg.Error as error:
-            _clean(conn)
-            raise translate(error) from error
-        except BaseException:
-            _clean(conn)
-            raise
-        finally:
-            pool.putconn(conn)
+    ) -> AbstractAsyncContextManager[Executor]:
+        if isolation not in _BEGIN:
+            raise InvalidInputError(
+                f"isolation={isolation!r}: write one of {', '.join(filter(None, _BEGIN))}"
+            )
+        return _Transaction(self, _BEGIN[isolation] + (b" READ ONLY" if read_only else b""))
 
+    @abstractmethod
+    async def pool(self) -> Pool: ...
 
-class _BlockingTransaction(_Runner):
-    def __init__(self, core: Any, tenant: str, conn: Any) -> None:
-        super().__init__(core, tenant)
-        self._conn = conn
+    async def _run(
+        self, statements: Sequence[Statement], idempotent: bool, read: Callable[[Wire, PGresult], T]
+    ) -> list[T]:
+        pool = await self.pool()
+        before, after = pool.plan.around(self._tenant)
+        tries = 0
+        while True:
+            wire = await pool.acquire()
+            try:
+                tenant_is_set = wire.tenant == self._tenant
+                wire.tenant = None  # until the answer says otherwise
+                outcome = await self.send(pool, wire, () if tenant_is_set else before, statements, after)
+                if not isinstance(outcome, Failed):
+                    if not after:
+                        wire.tenant = self._tenant
+                    return [read(wire, result) for result in outcome]
+                await _recover(pool, wire, outcome)
+            finally:
+                pool.release(wire)
+            tries += 1
+            if tries >= MAX_TRIES or not _worth_repeating(outcome, idempotent):
+                raise failures.translate(outcome) from outcome.error
 
-    async def _run(self, statements: Sequence[Statement], idempotent: bool) -> list[Any]:
+    async def send(
+        self,
+        pool: Pool,
+        wire: Wire,
+        before: Sequence[bytes],
+        statements: Sequence[Statement],
+        after: Sequence[bytes] = (),
+    ) -> Outcome:
+        """One round trip, and telling the hooks of it."""
+        hooks = self._core.hooks
+        if not hooks:
+            return await pool.exchange(wire, before, statements, after)
         started = time.perf_counter()
+        outcome = await pool.exchange(wire, before, statements, after)
+        elapsed = (time.perf_counter() - started) * 1000
+        texts = (*(b.decode() for b in before), *(s.query for s in statements), *(a.decode() for a in after))
+        rows = 0 if isinstance(outcome, Failed) else sum(result.ntuples for result in outcome)
+        trip = RoundTrip(texts, elapsed, rows)
+        for hook in tuple(hooks):
+            hook(trip)
+        return outcome
+
+
+class BlockingDb(Runner):
+    """Blocks the calling thread; its coroutines never suspend."""
+
+    def for_tenant(self, tenant: str) -> BlockingDb:
+        return BlockingDb(self._core, self._core.check_tenant(tenant))
+
+    async def pool(self) -> Pool:
+        return self._core.blocking_pool()
+
+
+class AsyncDb(Runner):
+    """Really awaits; usable from any number of event loops."""
+
+    def for_tenant(self, tenant: str) -> AsyncDb:
+        return AsyncDb(self._core, self._core.check_tenant(tenant))
+
+    async def pool(self) -> Pool:
+        return await self._core.async_pool()
+
+
+class _Transaction(_Statements):
+    """BEGIN leaves with the first statement, so an empty block costs nothing."""
+
+    def __init__(self, runner: Runner, begin: bytes) -> None:
+        self._runner = runner
+        self._begin = begin
+        self._pool: Pool | None = None
+        self._wire: Wire | None = None
+        self._failed: Failed | None = None
+
+    async def __aenter__(self) -> Executor:
+        return self
+
+    async def _run(
+        self, statements: Sequence[Statement], idempotent: bool, read: Callable[[Wire, PGresult], T]
+    ) -> list[T]:
+        if self._wire is None or self._pool is None:
+            outcome = await self._start(statements)
+        else:
+            outcome = await self._runner.send(self._pool, self._wire, (), statements)
+        if isinstance(outcome, Failed):
+            self._failed = outcome
+            # Nothing is kept before COMMIT: what happened is certain even if the connection died.
+            raise failures.from_driver(outcome.error) from outcome.error
+        assert self._wire is not None
+        return [read(self._wire, result) for result in outcome]
+
+    async def _start(self, statements: Sequence[Statement]) -> Outcome:
+        self._pool = pool = await self._runner.pool()
+        tries = 0
+        while True:
+            self._wire = wire = await pool.acquire()
+            before = pool.plan.begin(
+                self._begin, self._runner.tenant, tenant_is_set=wire.tenant == self._runner.tenant
+            )
+            outcome = await self._runner.send(pool, wire, before, statements)
+            tries += 1
+            if not isinstance(outcome, Failed) or outcome.fate is Fate.REFUSED or tries >= MAX_TRIES:
+                return outcome
+            wire.close()
+            pool.release(wire)
+            self._wire = None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pool, wire = self._pool, self._wire
+        self._pool = self._wire = None
+        if pool is None or wire is None:
+            return
         try:
-            with self._conn.pipeline():
-                cursors = [self._conn.execute(q, p, binary=True) for q, p in statements]
-        except psycopg.Error as error:
-            raise translate(error) from error
-        if self._core.hooks:
-            self._told(statements, started, cursors)
-        return cursors
-
-
-class AsyncDb(_Runner):
-    """Awaits; for code under an event loop."""
-
-    async def _run(self, statements: Sequence[Statement], idempotent: bool) -> list[Any]:
-        pool = await self._core.async_pool()
-        started = time.perf_counter()
-        conn = await pool.getconn()
-        try:
-            cursors = await self._exchange(conn, statements)
-        except psycopg.Error as error:
-            await _aclean(conn)
-            raise translate(error) from error
-        except BaseException:
-            await conn.close()
-            raise
+            if kind is None and self._failed is None:
+                await self._commit(pool, wire)
+            else:
+                await _roll_back(pool, wire)
         finally:
-            await pool.putconn(conn)
-        if self._core.hooks:
-            self._told(statements, started, cursors)
-        return cursors
+            pool.release(wire)
+        if kind is None and self._failed is not None:
+            raise DatabaseError(
+                "a statement of this transaction failed and the error was caught inside it; nothing was kept",
+                sqlstate=self._failed.error.sqlstate,
+            ) from self._failed.error
 
-    async def _exchange(self, conn: Any, statements: Sequence[Statement]) -> list[Any]:
-        plan = await self._core.aplan()
-        async with conn.pipeline():
-            for text in plan.preamble(self._tenant):
-                await conn.execute(text, prepare=False)
-            cursors = [await conn.execute(q, p, binary=True) for q, p in statements]
-            if plan.per_transaction:
-                await conn.execute("COMMIT", prepare=False)
-        return cursors
-
-    @asynccontextmanager
-    async def transaction(
-        self, *, isolation: str | None = None, read_only: bool = False
-    ) -> AsyncIterator[Executor]:
-        pool = await self._core.async_pool()
-        plan = await self._core.aplan()
-        conn = await pool.getconn()
-        try:
-            for text in _begin(plan, self._tenant, isolation, read_only):
-                await conn.execute(text)
-            yield _AsyncTransaction(self._core, self._tenant, conn)
-            await conn.execute("COMMIT")
-        except psycopg.Error as error:
-            await _aclean(conn)
-            raise translate(error) from error
-        except BaseException:
-            await _aclean(conn)
-            raise
-        finally:
-            await pool.putconn(conn)
+    async def _commit(self, pool: Pool, wire: Wire) -> None:
+        tenant, wire.tenant = wire.tenant, None
+        outcome = await self._runner.send(pool, wire, (), (), (b"COMMIT",))
+        if isinstance(outcome, Failed):
+            await _roll_back(pool, wire)
+            raise failures.translate(outcome) from outcome.error
+        wire.tenant = tenant
 
 
-class _AsyncTransaction(_Runner):
-    def __init__(self, core: Any, tenant: str, conn: Any) -> None:
-        super().__init__(core, tenant)
-        self._conn = conn
-
-    async def _run(self, statements: Sequence[Statement], idempotent: bool) -> list[Any]:
-        started = time.perf_counter()
-        try:
-            async with self._conn.pipeline():
-                cursors = [await self._conn.execute(q, p, binary=True) for q, p in statements]
-        except psycopg.Error as error:
-            raise translate(error) from error
-        if self._core.hooks:
-            self._told(statements, started, cursors)
-        return cursors
+def _worth_repeating(failed: Failed, idempotent: bool) -> bool:
+    if failed.fate is Fate.REFUSED:
+        return failed.error.sqlstate in _TRY_AGAIN
+    return failed.fate is Fate.NOT_RUN or idempotent
 
 
-def _begin(plan: Any, tenant: str, isolation: str | None, read_only: bool) -> list[str]:
-    begin = "BEGIN" + (f" ISOLATION LEVEL {isolation}" if isolation else "") + (" READ ONLY" if read_only else "")
-    preamble = plan.preamble(tenant)
-    return [begin, *(preamble[1:] if plan.per_transaction else preamble)]
+async def _recover(pool: Pool, wire: Wire, failed: Failed) -> None:
+    """Bring the connection back to where it can be used again, or close it."""
+    if failed.fate is Fate.REFUSED:
+        await _roll_back(pool, wire)
+    else:
+        wire.close()
 
 
-def _clean(conn: Any) -> None:
-    try:
-        conn.rollback()
-    except psycopg.Error:
-        conn.close()
-
-
-async def _aclean(conn: Any) -> None:
-    try:
-        await conn.rollback()
-    except psycopg.Error:
-        await conn.close()
+async def _roll_back(pool: Pool, wire: Wire) -> None:
+    wire.tenant = None
+    if wire.in_transaction and isinstance(await pool.exchange(wire, (b"ROLLBACK",), ()), Failed):
+        wire.close()

@@ -1,85 +1,171 @@
-"""What a connection is told before it works for a tenant."""
+"""What a connection is told before it works for a tenant.
+
+On a connection that is ours while we hold it, settings and role are told once, and the tenant when
+it changes, in the same round trip as the work. Behind a pooler that may hand every transaction to
+another server connection, and on Citus, all of it is told inside every transaction.
+
+Whoever logs in with a right to bypass row-level security works as a role without it. That role is
+made when the schema is: it cannot log in, and its name says the schema and the database, since
+roles belong to the whole cluster.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from psycopg import AsyncConnection, Connection, sql
+import psycopg
+from psycopg import sql
 
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db.migrate import migrate, migrations, pending, read_applied
+from haive_persistence.db import migrate
 from haive_persistence.errors import ConfigError
 
-_INSPECT = """
-SELECT r.rolsuper OR r.rolbypassrls, d.oid::bigint,
-       EXISTS (SELECT FROM pg_roles a WHERE a.rolname = %(role)s || d.oid AND pg_has_role(a.oid, 'MEMBER'))
-FROM pg_roles r, pg_database d
-WHERE r.rolname = current_user AND d.datname = current_database()
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+logger = logging.getLogger("haive_persistence.db")
+
+_PROPAGATE = b"SET LOCAL citus.propagate_set_commands = 'local'"
+
+
+class SessionPlan:
+    """How the connections of one database are set up, and how a tenant is chosen on them."""
+
+    def __init__(
+        self, settings: Sequence[bytes], *, per_transaction: bool, prepares_after: int | None
+    ) -> None:
+        #: Said once on a new connection.
+        self.on_connect = () if per_transaction else tuple(b"SET " + s for s in settings)
+        #: After how many uses a statement is prepared; None is never.
+        self.prepares_after = prepares_after
+        self._local = tuple(b"SET LOCAL " + s for s in settings) if per_transaction else None
+        self._around: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
+
+    def around(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """What to say before and after statements so that they are this tenant's.
+
+        Without anything after them, what is said before stays true of the connection.
+        """
+        found = self._around.get(tenant)
+        if found is None:
+            if len(self._around) > 10_000:
+                self._around.clear()
+            found = self._around[tenant] = self._say(tenant)
+        return found
+
+    def _say(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        if self._local is None:
+            return (b"SET " + _tenant_is(tenant),), ()
+        return (b"BEGIN", *self._local, b"SET LOCAL " + _tenant_is(tenant)), (b"COMMIT",)
+
+    def begin(self, begin: bytes, tenant: str, *, tenant_is_set: bool) -> tuple[bytes, ...]:
+        """What opens a transaction of this tenant's; nothing of it outlives the transaction."""
+        if tenant_is_set and self._local is None:
+            return (begin,)
+        return (begin, *(self._local or ()), b"SET LOCAL " + _tenant_is(tenant))
+
+
+def _tenant_is(tenant: str) -> bytes:
+    return b"haive.tenant = " + sql.Literal(tenant).as_bytes(None).strip()
+
+
+class _Login(NamedTuple):
+    """What the server says about the login and itself."""
+
+    bypasses: bool
+    role: str
+    role_exists: bool
+    role_is_ours: bool
+    role_may_work: bool
+    backend: int
+    citus: bool
+
+
+# A role's name is at most 63 bytes; the schema's at most 40.
+_LOOK = """
+WITH role AS (SELECT 'haive_' || %(schema)s || '_' || oid AS name FROM pg_database WHERE datname = current_database())
+SELECT login.rolsuper OR login.rolbypassrls,
+       role.name,
+       app.oid IS NOT NULL,
+       app.oid IS NOT NULL AND pg_has_role(app.oid, 'MEMBER'),
+       app.oid IS NOT NULL AND has_schema_privilege(app.oid, space.oid, 'USAGE') AND NOT EXISTS (
+           SELECT FROM pg_class t
+           WHERE t.relnamespace = space.oid AND t.relkind IN ('r', 'p') AND t.relname <> 'schema_migration'
+             AND NOT has_table_privilege(app.oid, t.oid, 'INSERT')),
+       pg_backend_pid(),
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
+FROM role
+JOIN pg_roles login ON login.rolname = current_user
+JOIN pg_namespace space ON space.nspname = %(schema)s
+LEFT JOIN pg_roles app ON app.rolname = role.name
 """
 
 
-@dataclass(frozen=True)
-class SessionPlan:
-    """How connections of one database are set up and how a tenant is chosen on them."""
-
-    settings: tuple[tuple[str, str], ...]
-    role: str | None
-    per_transaction: bool
-
-    def _statements(self) -> list[str]:
-        said = [f"SET {name} = {_literal(value)}" for name, value in self.settings]
-        if self.role is not None:
-            said.append(f'SET ROLE "{self.role}"')
-        return said
-
-    def configure(self, conn: Connection[Any]) -> None:
-        if not self.per_transaction and (said := self._statements()):
-            conn.execute("; ".join(said))
-
-    async def aconfigure(self, conn: AsyncConnection[Any]) -> None:
-        if not self.per_transaction and (said := self._statements()):
-            await conn.execute("; ".join(said))
-
-    def preamble(self, tenant: str) -> list[str]:
-        """What makes the statements after it this tenant's."""
-        if not self.per_transaction:
-            return [f"SET haive.tenant = {_literal(tenant)}"]
-        return [
-            "BEGIN",
-            *(s.replace("SET ", "SET LOCAL ", 1) for s in self._statements()),
-            f"SET LOCAL haive.tenant = {_literal(tenant)}",
-        ]
-
-
-def _literal(value: str) -> str:
-    return sql.Literal(value).as_string(None)
-
-
-def prepare(connect: Callable[[], Connection[tuple[Any, ...]]], config: PersistenceConfig) -> SessionPlan:
-    """Migrate if need be, find out who we are, and say how connections are to be set up."""
+def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
+    """Bring the schema up to date, see who we are, and say how connections are to be set up."""
     with connect() as conn:
-        if pending(read_applied(conn, config.schema), migrations()):
-            migrate(connect, config.schema)
-        prefix = f"haive_{config.schema}_"
-        bypasses, database, there = conn.execute(_INSPECT, {"role": prefix}).fetchone() or (False, 0, False)
-        role = f"{prefix}{database}" if bypasses else None
-        if role is not None:
-            _grant(conn, config.schema, role, create=not there)
-    return SessionPlan(tuple(config.session_settings().items()), role, config.pooler == "transaction")
+        if not migrate.is_current(conn, config.schema):
+            migrate.migrate(connect, config.schema)
+        login = _look(conn, config.schema)
+        if login.bypasses and not (login.role_is_ours and login.role_may_work):
+            _make_role(conn, config.schema, login)
+        per_transaction = login.citus or _pooled(conn, config, login)
+    settings = [
+        f"{name} = ".encode() + sql.Literal(v).as_bytes(None) for name, v in config.session_settings().items()
+    ]
+    if login.bypasses:
+        settings.append(b'ROLE "' + login.role.encode() + b'"')
+    if login.citus:
+        settings.insert(0, _PROPAGATE.removeprefix(b"SET LOCAL "))
+    return SessionPlan(
+        settings,
+        per_transaction=per_transaction,
+        prepares_after=config.prepares_after(pooled=per_transaction),
+    )
 
 
-def _grant(conn: Connection[Any], schema: str, role: str, *, create: bool) -> None:
-    import psycopg
+def _look(conn: Connection[Any], schema: str) -> _Login:
+    row = conn.execute(_LOOK, {"schema": schema}, prepare=False).fetchone()
+    assert row is not None
+    return _Login(*row)
 
+
+def _pooled(conn: Connection[Any], config: PersistenceConfig, login: _Login) -> bool:
+    """Whether a session may change under us.
+
+    A pooler gives its clients a process id that is not the server's. It may pool sessions or
+    transactions, which cannot be told from here, so the safe one is assumed.
+    """
+    if config.pooler != "auto":
+        return config.pooler == "transaction"
+    found = conn.info.backend_pid != login.backend
+    if found:
+        logger.info('a connection pooler was found; if it pools sessions, pooler="session" saves some work')
+    return found
+
+
+def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
+    role, space = sql.Identifier(login.role), sql.Identifier(schema)
+    steps = [
+        "GRANT {role} TO CURRENT_USER",
+        "GRANT USAGE ON SCHEMA {space} TO {role}",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {space} TO {role}",
+        "REVOKE INSERT, UPDATE, DELETE ON {space}.schema_migration FROM {role}",
+    ]
+    if not login.role_exists:
+        steps.insert(0, "CREATE ROLE {role} NOLOGIN NOBYPASSRLS")
     try:
         with conn.transaction():
-            conn.execute("SELECT pg_advisory_xact_lock(5471001)")
-            if create and not conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
-                conn.execute(f'CREATE ROLE "{role}" NOLOGIN NOBYPASSRLS')
-            conn.execute(f'GRANT "{role}" TO CURRENT_USER')
-            conn.execute(f'GRANT USAGE ON SCHEMA "{schema}" TO "{role}"')
-            conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{role}"')
+            conn.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (login.role,), prepare=False)
+            if _look(conn, schema).role_exists and not login.role_exists:
+                del steps[0]  # another process made it meanwhile
+            for step in steps:
+                conn.execute(sql.SQL(step).format(role=role, space=space))
     except psycopg.errors.InsufficientPrivilege as error:
-        raise ConfigError("this login bypasses row-level security; connect as a role that does not") from error
+        raise ConfigError(
+            "this login bypasses row-level security, so tenants would not be kept apart, and it may not use "
+            f"the role {login.role} which would keep them apart. Connect as a role without SUPERUSER and BYPASSRLS, "
+            f"or let an administrator make that role a member: GRANT {login.role} TO <login>. ({error})"
+        ) from error

@@ -1,0 +1,351 @@
+"""One round trip over one connection.
+
+However many statements an operation has, and whatever must be said before and after them, they
+leave in one write and their answers come back together: an *exchange*. It is libpq's pipeline
+mode with a single Sync, so statements without BEGIN are one transaction all the same. Writing it
+over psycopg's libpq wrapper instead of its cursors halves the time of a statement and makes a
+pipeline of four as fast as one (docs/design/0003-connections.md has the numbers).
+
+`exchange` is a generator in psycopg's manner: it yields when the socket is not ready, and
+`Connection.wait` or `await AsyncConnection.wait` drives it.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
+
+import psycopg
+from psycopg import generators
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.types.numeric import Int8BinaryDumper
+
+from haive_persistence.db.protocol import Params, Query, Row, Statement
+from haive_persistence.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
+
+_TUPLES = ExecStatus.TUPLES_OK
+_FATAL = ExecStatus.FATAL_ERROR
+_SYNC = ExecStatus.PIPELINE_SYNC
+_BINARY = 1
+
+#: Statements kept prepared on one connection; the least recently used one makes room.
+MAX_PREPARED = 300
+
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|s|%|(.?))", re.DOTALL)
+_UNSENDABLE = (psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError, OverflowError, struct.error)
+
+
+class Fate(Enum):
+    """What became of an exchange that did not succeed."""
+
+    NOT_RUN = "nothing happened, and a fresh connection may well succeed"
+    REFUSED = "the server said no; nothing was kept"
+    UNKNOWN = "the connection died; it may have been kept"
+
+
+class Failed(Exception):
+    """An exchange that failed: how, and what is known of its effects."""
+
+    def __init__(self, error: psycopg.Error, fate: Fate) -> None:
+        super().__init__(error)
+        self.error = error
+        self.fate = fate
+
+
+#: What an exchange yields: a result for each statement, or what went wrong.
+Outcome = Union["list[PGresult]", Failed]
+
+
+class _Compiled(NamedTuple):
+    text: bytes
+    order: tuple[str, ...]
+    positional: bool
+    formats: list[PyFormat]
+
+
+class _Bound(NamedTuple):
+    query: str
+    text: bytes
+    values: Sequence[Any] | None
+    types: tuple[int, ...]
+    formats: Sequence[Any] | None
+
+
+_Key = tuple[str, tuple[int, ...]]
+
+_compiled: dict[str, _Compiled] = {}
+
+
+def _compile(query: str) -> _Compiled:
+    found = _compiled.get(query)
+    if found is None:
+        if len(_compiled) > 2000:  # queries built at run time must not pile up
+            _compiled.clear()
+        found = _compiled[query] = _parse(query)
+    return found
+
+
+def _parse(query: str) -> _Compiled:
+    order: list[str] = []
+    named = False
+
+    def number(match: re.Match[str]) -> str:
+        nonlocal named
+        if match[0] == "%%":
+            return "%"
+        if match[2] is not None:
+            raise ValueError(f"write %% for a percent sign, %s or %(name)s for a parameter: {query}")
+        name = match[1] or str(len(order))
+        named = named or match[1] is not None
+        if name not in order:
+            order.append(name)
+        return f"${order.index(name) + 1}"
+
+    text = _PLACEHOLDER.sub(number, query).encode()
+    return _Compiled(text, tuple(order), not named, [PyFormat.AUTO] * len(order))
+
+
+class Wire:
+    """A connection, and what this package knows about its state on the server."""
+
+    __slots__ = (
+        "_names",
+        "_pg",
+        "_poll",
+        "_serial",
+        "_threshold",
+        "_tx",
+        "_uses",
+        "born",
+        "conn",
+        "idle_since",
+        "tenant",
+    )
+
+    def __init__(self, conn: Connection[Any] | AsyncConnection[Any], prepares_after: int | None) -> None:
+        # One type for every int: by default it varies with the value, and each is another plan.
+        conn.adapters.register_dumper(int, Int8BinaryDumper)
+        conn._pool = None  # type: ignore[union-attr]  # dropping an idle connection is no reason to warn
+        self.conn = conn
+        #: The tenant the session is set to; None when that is not known.
+        self.tenant: str | None = None
+        self.born = self.idle_since = time.monotonic()
+        self._pg = conn.pgconn
+        self._tx = Transformer(conn)
+        self._names: dict[_Key, bytes] = {}
+        self._uses: dict[_Key, int] = {}
+        self._serial = 0
+        self._threshold = prepares_after
+        self._poll = _readable(self._pg.socket)
+
+    # -- state --------------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        """False if the server has hung up. Asks the socket, not the server: about 1 µs."""
+        pg = self._pg
+        try:
+            while self._poll():
+                pg.consume_input()
+        except psycopg.Error:
+            return False
+        return pg.status == ConnStatus.OK
+
+    def reusable(self) -> bool:
+        """Whether the session is where a new exchange may begin."""
+        pg = self._pg
+        return (
+            pg.status == ConnStatus.OK
+            and pg.transaction_status == TransactionStatus.IDLE
+            and pg.pipeline_status == PipelineStatus.OFF
+        )
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a ROLLBACK could bring the session back."""
+        pg = self._pg
+        return pg.pipeline_status == PipelineStatus.OFF and pg.transaction_status in (
+            TransactionStatus.INTRANS,
+            TransactionStatus.INERROR,
+        )
+
+    def close(self) -> None:
+        """Hang up."""
+        self.tenant = None
+        self.conn._closed = True
+        self._pg.finish()
+
+    # -- reading results ----------------------------------------------------------------------
+
+    def rows(self, result: PGresult) -> list[Row]:
+        """The rows of a result; only until the next exchange on this connection."""
+        if result.status != _TUPLES:
+            return []
+        tx = self._tx
+        tx.set_pgresult(result)
+        return cast("list[Row]", tx.load_rows(0, result.ntuples, tuple))
+
+    def count(self, result: PGresult) -> int:
+        """How many rows a statement touched, or brought."""
+        return result.command_tuples or 0
+
+    # -- the exchange -------------------------------------------------------------------------
+
+    def exchange(
+        self, before: Sequence[bytes], statements: Sequence[Statement], after: Sequence[bytes] = ()
+    ) -> PQGen[Outcome]:
+        """Send everything in one go; the outcome has the result of each of `statements`.
+
+        `before` and `after` are statements without parameters; a COMMIT is the first of `after`.
+        Raises InvalidInputError for a parameter that cannot be sent, before anything is.
+        """
+        bound = [self._bind(query, params) for query, params in statements]
+        pg, known = self._pg, self._serial
+        answers, places = 0, []
+        try:
+            pg.enter_pipeline_mode()
+            answers, places = self._queue(before, bound, after)
+            pg.pipeline_sync()
+            yield from generators.send(pg)
+            results, lost = yield from _receive(pg)
+        except psycopg.OperationalError as error:
+            results, lost = [], error
+        if lost is None:
+            pg.exit_pipeline_mode()
+            if len(results) == answers and not any(r.status == _FATAL for r in results):
+                return [results[place] for place in places]
+        for _ in range(known, self._serial):  # whether they were prepared is not known
+            self._names.popitem()
+        return self._verdict(results, lost, commit_at=answers - len(after))
+
+    def _queue(
+        self, before: Sequence[bytes], bound: Sequence[_Bound], after: Sequence[bytes]
+    ) -> tuple[int, list[int]]:
+        """Queue everything; returns how many answers will come and which are the statements'."""
+        pg = self._pg
+        answers = len(before)
+        for text in before:
+            pg.send_query_params(text, None)
+        places: list[int] = []
+        for statement in bound:
+            answers += self._queue_one(statement)
+            places.append(answers - 1)
+        while len(self._names) > MAX_PREPARED + len(bound):
+            answers += self._forget_oldest()
+        for text in after:
+            pg.send_query_params(text, None)
+        return answers + len(after), places
+
+    def _queue_one(self, bound: _Bound) -> int:
+        """Queue one statement, prepared if it is time to; returns how many answers it brings."""
+        pg, key = self._pg, (bound.query, bound.types)
+        name = self._names.get(key)
+        if name is not None:
+            pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
+            return 1
+        if not self._worth_preparing(key):
+            pg.send_query_params(bound.text, bound.values, bound.types, bound.formats, _BINARY)
+            return 1
+        self._serial += 1
+        name = self._names[key] = b"haive_%d" % self._serial
+        pg.send_prepare(name, bound.text, bound.types)
+        pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
+        return 2
+
+    def _bind(self, query: Query, params: Params) -> _Bound:
+        compiled = _compile(query)
+        if not compiled.order:
+            return _Bound(query, compiled.text, None, (), None)
+        values = _in_order(query, compiled, params)
+        tx = self._tx
+        try:
+            sendable = tx.dump_sequence(values, compiled.formats)
+        except _UNSENDABLE as error:
+            raise InvalidInputError(f"a value cannot be sent to Postgres: {error}") from error
+        return _Bound(query, compiled.text, sendable, tx.types or (), tx.formats)
+
+    def _worth_preparing(self, key: _Key) -> bool:
+        if not self._threshold:
+            return self._threshold == 0
+        if len(self._uses) > 2000:
+            self._uses.clear()
+        uses = self._uses[key] = self._uses.get(key, 0) + 1
+        return uses > self._threshold
+
+    def _forget_oldest(self) -> int:
+        name = self._names.pop(next(iter(self._names)))
+        if psycopg.capabilities.has_send_close_prepared():
+            self._pg.send_close_prepared(name)
+        else:
+            self._pg.send_query_params(b"DEALLOCATE " + name, None)
+        return 1
+
+    def _verdict(self, results: list[PGresult], lost: psycopg.Error | None, commit_at: int) -> Failed:
+        """What is known after a failure.
+
+        The server answers in order and commits last. An error it sent for anything before the
+        commit therefore means that nothing was kept, even if the connection is gone after it.
+        """
+        at, bad = next(((i, r) for i, r in enumerate(results) if r.status == _FATAL), (0, None))
+        if bad is None:
+            return Failed(lost or psycopg.OperationalError("the connection was lost"), Fate.UNKNOWN)
+        error = psycopg.errors.error_from_result(bad, encoding="utf-8")
+        if error.sqlstate is None:  # libpq's own words, not the server's
+            return Failed(error, Fate.UNKNOWN)
+        if _is_stale(error):
+            return Failed(error, Fate.NOT_RUN)
+        if lost is None and self._pg.status == ConnStatus.OK:
+            return Failed(error, Fate.REFUSED)
+        return Failed(error, Fate.NOT_RUN if at < commit_at else Fate.UNKNOWN)
+
+
+def _in_order(query: str, compiled: _Compiled, params: Params) -> Sequence[object]:
+    if compiled.positional:
+        if isinstance(params, Mapping) or len(params) != len(compiled.order):
+            raise TypeError(f"{len(compiled.order)} parameters in a sequence are wanted by: {query}")
+        return params
+    if not isinstance(params, Mapping):
+        raise TypeError(f"parameters by name are wanted by: {query}")
+    try:
+        return [params[name] for name in compiled.order]
+    except KeyError as missing:
+        raise TypeError(f"the parameter {missing} is wanted by: {query}") from None
+
+
+def _receive(pg: PGconn) -> PQGen[tuple[list[PGresult], psycopg.Error | None]]:
+    """All answers up to the Sync's, or up to where the connection was lost."""
+    results: list[PGresult] = []
+    while True:
+        try:
+            got = yield from generators.fetch_many(pg)
+        except psycopg.OperationalError as error:
+            return results, error
+        if not got:
+            return results, psycopg.OperationalError("the server closed the connection")
+        if got[0].status == _SYNC:
+            return results, None
+        results.append(got[0])
+
+
+def _is_stale(error: psycopg.Error) -> bool:
+    """Whether a prepared statement is out of date: overtaken by DDL, or no longer there."""
+    return error.sqlstate == "26000" or (error.sqlstate == "0A000" and "cached plan" in str(error))
+
+
+def _readable(fd: int) -> Callable[[], bool]:
+    """A function that says whether something waits to be read, without waiting itself."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: bool(select.select([fd], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return lambda: bool(poller.poll(0))
