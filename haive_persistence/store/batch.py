@@ -1,0 +1,310 @@
+"""A batch of LangGraph's operations as statements, and their rows as results.
+
+All of a batch is checked and encoded before anything is sent. Reads see the store as it was before
+the batch's own writes; of several puts to one item the last counts. Without vector searches it is
+one transaction in one round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from langgraph.store.base import (
+    GetOp,
+    Item,
+    ListNamespacesOp,
+    Op,
+    PutOp,
+    Result,
+    SearchItem,
+    SearchOp,
+)
+
+from haive_persistence.db import Query, Row, Statement
+from haive_persistence.errors import InvalidInputError
+from haive_persistence.store import keys
+from haive_persistence.store.arrays import text_array
+from haive_persistence.store.filters import Condition, compile_filter
+from haive_persistence.store.values import Encoded, decode, encode
+from haive_persistence.store.vectors import VectorIndex, Vectors
+
+Queries = Mapping[str, Query]
+
+#: 19,000 years; beyond that Postgres runs out of dates.
+_LONGEST_TTL_MINUTES = 1e10
+_MOST_ROWS = 2**62
+
+
+class Step(NamedTuple):
+    """A statement, and what to do with its rows."""
+
+    statement: Statement
+    read: Callable[[Sequence[Row]], None]
+
+
+class Search(NamedTuple):
+    """A checked SearchOp."""
+
+    no: int
+    op: SearchOp
+    scope: keys.Scope
+    conditions: list[Condition]
+
+    def statement(self, text: Query, tenant: str, **params: object) -> Statement:
+        """A query that `filtered` made, with everything bound."""
+        bound: dict[str, object] = {
+            "tenant": tenant,
+            "low": self.scope.low,
+            "high": self.scope.high,
+            "limit": self.op.limit,
+            "offset": self.op.offset,
+            "refresh": bool(self.op.refresh_ttl),
+        }
+        for no, condition in enumerate(self.conditions):
+            bound[f"path_{no}"] = condition.path
+            bound[f"operand_{no}"] = condition.operand
+        return Statement(text, bound | params)
+
+    def filtered(self, queries: Queries, name: str) -> Query:
+        """The named query of store.sql with this filter in its place.
+
+        Conditions are wrapped so that the planner takes each for one in two: its guesses for jsonb
+        are one in two hundred or less, and lead to nested loops over a whole scope.
+        """
+        wheres = (
+            queries[condition.query]
+            .replace("%(path)s", f"%(path_{no})s")
+            .replace("%(operand)s", f"%(operand_{no})s")
+            for no, condition in enumerate(self.conditions)
+        )
+        conditions = "".join(f" AND CASE WHEN {where} THEN true ELSE false END" for where in wheres)
+        return Query(
+            queries[name].replace("/* filters */", conditions).replace("/* best */", queries["best"])
+        )
+
+
+class Put(NamedTuple):
+    """A checked PutOp that is no deletion; `texts` are to become vectors, by field."""
+
+    encoded: Encoded
+    ttl_minutes: float | None
+    texts: dict[str, str]
+
+
+@dataclass
+class Batch:
+    """Operations, checked and sorted by kind."""
+
+    queries: Queries
+    tenant: str
+    index: VectorIndex | None
+    results: list[Result] = field(default_factory=list)
+    gets: list[tuple[int, GetOp, tuple[str, str]]] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+    near: list[Search] = field(default_factory=list)
+    lists: list[tuple[int, ListNamespacesOp, keys.Scope, list[str]]] = field(default_factory=list)
+    puts: dict[tuple[str, str], Put | None] = field(default_factory=dict)
+
+    def add(self, ops: Iterable[Op]) -> None:
+        """Check operations. Raises an InvalidInputError or EncodeError for the first that will not do."""
+        for no, op in enumerate(ops):
+            keys.check_op(op)
+            self.results.append(None)
+            if isinstance(op, GetOp):
+                self.gets.append((no, op, keys.item_id(op.namespace, op.key)))
+            elif isinstance(op, PutOp):
+                self._add_put(op)
+            elif isinstance(op, SearchOp):
+                self._add_search(no, op)
+            elif isinstance(op, ListNamespacesOp):
+                _check_page(op.limit, op.offset)
+                if op.max_depth is not None:
+                    _check_whole("max_depth", op.max_depth, 1)
+                self.lists.append((no, op, *keys.listed(op.match_conditions or ())))
+            else:
+                raise InvalidInputError(f"{type(op).__name__} is no operation of LangGraph's stores")
+
+    def _add_put(self, op: PutOp) -> None:
+        item = keys.item_id(op.namespace, op.key)
+        if op.value is None:
+            self.puts[item] = None
+            return
+        encoded = encode(op.value)
+        texts = self.index.texts(op, op.value) if self.index else {}
+        self.puts[item] = Put(encoded, _ttl(op.ttl), texts)
+
+    def _add_search(self, no: int, op: SearchOp) -> None:
+        _check_page(op.limit, op.offset)
+        search = Search(no, op, keys.scope(op.namespace_prefix), compile_filter(op.filter))
+        if op.limit == 0:
+            self.results[no] = []
+        elif op.query and self.index:
+            self.near.append(search)
+        else:
+            self.searches.append(search)
+
+    # -- what to embed ------------------------------------------------------------------------
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """The distinct texts to store as vectors, and those to search for."""
+        stored = {text for put in self.puts.values() if put for text in put.texts.values()}
+        return sorted(stored), sorted({str(search.op.query) for search in self.near})
+
+    # -- reads --------------------------------------------------------------------------------
+
+    def reads(self) -> list[Step]:
+        """Everything but vector searches."""
+        steps = [self._search(search) for search in self.searches]
+        steps += [self._list(*listed) for listed in self.lists]
+        if self.gets:
+            steps.append(self._get())
+        return steps
+
+    def _get(self) -> Step:
+        params = {
+            "tenant": self.tenant,
+            "namespaces": text_array(item[0] for _, _, item in self.gets),
+            "keys": text_array(item[1] for _, _, item in self.gets),
+            "refreshes": "{" + ",".join("t" if op.refresh_ttl else "f" for _, op, _ in self.gets) + "}",
+        }
+
+        def read(rows: Sequence[Row]) -> None:
+            for no, value, exact, created_at, updated_at in rows:
+                place, op, _ = self.gets[no - 1]
+                self.results[place] = Item(
+                    value=decode(value, exact),
+                    key=op.key,
+                    namespace=tuple(op.namespace),
+                    created_at=created_at,
+                    updated_at=updated_at,
+                )
+
+        return Step(Statement(self.queries["get_items"], params), read)
+
+    def _search(self, search: Search) -> Step:
+        def read(rows: Sequence[Row]) -> None:
+            self.results[search.no] = [found_item(row) for row in rows]
+
+        return Step(search.statement(search.filtered(self.queries, "search_items"), self.tenant), read)
+
+    def _list(self, no: int, op: ListNamespacesOp, scope: keys.Scope, patterns: list[str]) -> Step:
+        params = {
+            "tenant": self.tenant,
+            "low": scope.low,
+            "high": scope.high,
+            "depth": op.max_depth,
+            "patterns": text_array(patterns),
+            "limit": op.limit,
+            "offset": op.offset,
+        }
+
+        def read(rows: Sequence[Row]) -> None:
+            self.results[no] = [keys.from_text(text) for (text,) in rows]
+
+        return Step(Statement(self.queries["list_namespaces"], params), read)
+
+    # -- writes -------------------------------------------------------------------------------
+
+    def writes(self, vectors: Mapping[str, Sequence[float]], aimed: Queries | None) -> list[Step]:
+        """Deletions, then puts, then the vectors of what was put. In the order of the keys: see put_items."""
+        ordered = sorted(self.puts.items())
+        gone = [item for item, put in ordered if put is None]
+        puts = [(item, put) for item, put in ordered if put is not None]
+        statements: list[Statement] = []
+        if gone and puts:
+            statements.append(self._about("lock_items", [item for item, _ in ordered]))
+        if gone:
+            statements.append(self._about("delete_items", gone))
+        if puts:
+            statements.append(self._put(puts))
+        if puts and self.index and aimed:
+            statements += self._put_vectors(self.index, aimed, puts, vectors)
+        return [Step(statement, _nothing) for statement in statements]
+
+    def _about(
+        self, name: str, items: Sequence[tuple[str, str]], queries: Queries | None = None
+    ) -> Statement:
+        return Statement((queries or self.queries)[name], {"tenant": self.tenant, **_columns(items)})
+
+    def _put(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
+        exacts = [put.encoded.exact for _, put in puts]
+        ttls = [put.ttl_minutes for _, put in puts]
+        params = {
+            "tenant": self.tenant,
+            **_columns([item for item, _ in puts]),
+            "values": f"[{','.join([put.encoded.value for _, put in puts])}]",
+            "exacts": text_array(None if exact is None else f"\\x{exact.hex()}" for exact in exacts),
+            "ttls": text_array(None if ttl is None else repr(ttl) for ttl in ttls),
+        }
+        return Statement(self.queries["put_items"], params)
+
+    def _put_vectors(
+        self,
+        index: VectorIndex,
+        aimed: Queries,
+        puts: Sequence[tuple[tuple[str, str], Put]],
+        vectors: Mapping[str, Sequence[float]],
+    ) -> list[Statement]:
+        rows = [
+            (item, name, index.to_text(vectors[text], text))
+            for item, put in puts
+            for name, text in put.texts.items()
+        ]
+        statements = [self._about("drop_vectors", [item for item, _ in puts], aimed)]
+        if rows:
+            params = {
+                "tenant": self.tenant,
+                **_columns([item for item, _, _ in rows]),
+                "fields": text_array(name for _, name, _ in rows),
+                "embeddings": text_array(text for _, _, text in rows),
+            }
+            statements.append(Statement(aimed["put_vectors"], params))
+        return statements
+
+
+def found_item(row: Row, score: float | None = None) -> SearchItem:
+    """A row of a search: namespace, key, value, exact, created_at, updated_at."""
+    namespace, key, value, exact, created_at, updated_at = row
+    return SearchItem(keys.from_text(namespace), key, decode(value, exact), created_at, updated_at, score)
+
+
+def no_vectors() -> Vectors:
+    return {}, {}
+
+
+def _columns(items: Sequence[tuple[str, str]]) -> dict[str, str]:
+    return {
+        "namespaces": text_array(item[0] for item in items),
+        "keys": text_array(item[1] for item in items),
+    }
+
+
+def _nothing(_: Sequence[Row]) -> None:
+    return None
+
+
+def _ttl(minutes: Any) -> float | None:
+    if minutes is None:
+        return None
+    try:
+        number = float(minutes)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= _LONGEST_TTL_MINUTES:
+        raise InvalidInputError(
+            f"ttl={minutes!r}: give minutes from 0 up to {_LONGEST_TTL_MINUTES:g}, or None for ever"
+        )
+    return number
+
+
+def _check_page(limit: Any, offset: Any) -> None:
+    _check_whole("limit", limit, 0)
+    _check_whole("offset", offset, 0)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or not least <= value <= _MOST_ROWS:
+        raise InvalidInputError(f"{name}={value!r}: give a whole number from {least} up")

@@ -1,0 +1,137 @@
+"""The table and index that a store's `index=` needs, made when first wanted.
+
+A table per vector type and width: tenants and versions of a program may embed differently side by
+side. It is made with its index in one transaction; an index that is added to a table later, or
+replaces one whose build was cut off, is built CONCURRENTLY, outside of any.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+
+from haive_persistence.db import Database, Db, Query
+from haive_persistence.db.migrate import _only_one
+from haive_persistence.errors import ConfigError, MigrationError
+from haive_persistence.store.vectors import VectorIndex
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+logger = logging.getLogger("haive_persistence.store")
+
+#: The first pgvector whose HNSW index survives VACUUM.
+OLDEST_PGVECTOR = (0, 8, 4)
+
+
+class Ground:
+    """What is known about the vectors of one database."""
+
+    def __init__(self, database: Database, index: VectorIndex) -> None:
+        self._database = database
+        self._index = index
+        self._queries = database.queries("store")
+        self._names = {name: f'"{database.schema}"."{name}"' for name in (index.table, index.index)}
+        self._aimed: Mapping[str, Query] | None = None
+
+    @property
+    def aimed(self) -> Mapping[str, Query] | None:
+        """The store's queries for this index, once the table is known to be there."""
+        return self._aimed
+
+    async def is_ready(self, db: Db) -> bool:
+        """Look whether all is there: one round trip."""
+        row = await db.fetch_one(self._queries["inspect_vectors"], self._wanted(), idempotent=True)
+        schema, version, table, index = cast("tuple[str | None, str, bool, bool | None]", row)
+        if schema is None or not table or not (index or self._index.kind != "hnsw"):
+            return False
+        _check_version(version, self._index)
+        self._aimed = {name: self._index.aim(text, schema) for name, text in self._queries.items()}
+        return True
+
+    def make(self) -> None:
+        """Make what is missing. Safe to call from many processes at once.
+
+        Raises ConfigError without a pgvector that will do, MigrationError without the right to make tables.
+        """
+        connect = self._database._core._connect  # a connection of the login's own, not of its tenant role
+        try:
+            with connect() as conn, _only_one(connect, f"{self._database.schema}.vectors"):
+                self._make(conn)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise MigrationError(
+                f"this login may not make the table {self._index.table} that index= needs; let the owner of "
+                f"the schema {self._database.schema!r} call setup() on a store with the same index= once. ({error})"
+            ) from error
+
+    def _wanted(self) -> dict[str, str]:
+        return {"table": self._names[self._index.table], "index": self._names[self._index.index]}
+
+    def _make(self, conn: Connection[Any]) -> None:
+        schema, version, table, index = self._inspect(conn)
+        if schema is None:
+            schema, version = self._extend(conn)
+        _check_version(version, self._index)
+        if not table:
+            self._create(conn, schema)
+        elif self._index.kind != "flat" and index is not True:
+            self._reindex(conn, schema, broken=index is False)
+
+    def _inspect(self, conn: Connection[Any]) -> tuple[str | None, str, bool, bool | None]:
+        row = conn.execute(self._queries["inspect_vectors"], self._wanted()).fetchone()
+        return cast("tuple[str | None, str, bool, bool | None]", row)
+
+    def _extend(self, conn: Connection[Any]) -> tuple[str, str]:
+        try:
+            conn.execute(self._queries["create_extension"])
+        except psycopg.Error as error:
+            raise ConfigError(
+                "index= needs pgvector in this database: install it on the server and, as an administrator, "
+                f"run CREATE EXTENSION vector. ({error})"
+            ) from error
+        schema, version, *_ = self._inspect(conn)
+        return cast(str, schema), version
+
+    def _create(self, conn: Connection[Any], schema: str) -> None:
+        with conn.transaction():
+            conn.execute(self._ddl("create_vectors", schema))
+            if self._index.fits_page:
+                conn.execute(self._ddl("store_plain", schema))
+            conn.execute(self._ddl("isolate_vectors", schema))
+            conn.execute(self._ddl("share_vectors", schema))
+            if self._index.kind == "hnsw":
+                conn.execute(self._ddl("create_index", schema))
+
+    def _reindex(self, conn: Connection[Any], schema: str, *, broken: bool) -> None:
+        """An ivfflat index finds its lists in the vectors there are: without any it waits for the next setup()."""
+        if broken:
+            logger.warning("the index %s was never finished; building it again", self._index.index)
+            conn.execute(self._ddl("drop_index", schema))
+        if self._index.kind == "ivfflat" and not conn.execute(self._ddl("any_vector", schema)).fetchone():
+            return
+        logger.info("building the index %s", self._index.index)
+        conn.execute(self._ddl("create_index_concurrently", schema))
+
+    def _ddl(self, name: str, pgvector_schema: str) -> Query:
+        text = self._queries[name].format(
+            dims=self._index.dims,
+            table=self._index.table,
+            index=self._index.index,
+            method=self._index.method,
+            items=f'"{self._database.schema}".store_item',
+        )
+        return self._index.aim(text, pgvector_schema)
+
+
+def _check_version(version: str, index: VectorIndex) -> None:
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    if index.kind != "flat" and found < OLDEST_PGVECTOR:
+        oldest = ".".join(map(str, OLDEST_PGVECTOR))
+        raise ConfigError(
+            f"pgvector {version} loses rows from {index.kind} indexes when it vacuums: upgrade it to {oldest} and run "
+            "ALTER EXTENSION vector UPDATE, or use ann_index_config={'kind': 'flat'}"
+        )

@@ -1,0 +1,122 @@
+"""Namespaces and keys as text, and what is accepted as one.
+
+A namespace is written as its labels, each followed by a dot: ('users', 'ann') is 'users.ann.'.
+Labels cannot hold a dot (LangGraph's rule), so no two namespaces share a text, and everything at or
+below a namespace is exactly one range of texts in byte order, [ 'users.ann.', 'users.ann/' ): the
+dot that ends every label is what keeps 'users.anna.' out, with no pattern and nothing to escape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from langgraph.store.base import InvalidNamespaceError, MatchCondition, Op, PutOp, validate_op_namespace
+
+from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
+
+Namespace = tuple[str, ...]
+
+#: Bytes a namespace and a key may take together. With the tenant (1020) and the name of a field (200)
+#: they are one index entry, which has 2700.
+MAX_ID_BYTES = 1400
+#: Greater than every namespace of that size: U+10FFFF is the last of all code points.
+_BEYOND = "\U0010ffff" * (MAX_ID_BYTES // 4 + 1)
+
+
+class NamespaceError(InvalidIdentifierError, InvalidNamespaceError):
+    """A namespace this store does not accept; also LangGraph's InvalidNamespaceError."""
+
+
+class Scope(NamedTuple):
+    """All namespaces at or below one: texts from `low` up to, not including, `high`."""
+
+    low: str
+    high: str
+
+
+def check_op(op: Op) -> None:
+    """Raise NamespaceError if an operation's namespace breaks LangGraph's rules."""
+    try:
+        validate_op_namespace(op)
+    except InvalidNamespaceError as error:
+        raise NamespaceError(str(error)) from error
+    if isinstance(op, PutOp) and not op.namespace:
+        raise NamespaceError("an item needs a namespace of at least one label")
+
+
+def to_text(namespace: Iterable[str]) -> str:
+    """'users.ann.' for ('users', 'ann')."""
+    return "".join([f"{label}." for label in namespace])
+
+
+def from_text(text: str) -> Namespace:
+    """('users', 'ann') for 'users.ann.'."""
+    return tuple(text[:-1].split("."))
+
+
+def item_id(namespace: Iterable[str], key: object) -> tuple[str, str]:
+    """Namespace text and key of one item.
+
+    Raises InvalidIdentifierError for a key that is no text, or for one that Postgres cannot keep.
+    """
+    if not isinstance(key, str):
+        raise InvalidIdentifierError(f"the key {key!r} is a {type(key).__name__}; keys are text")
+    text = to_text(namespace)
+    if "\0" in key:
+        raise InvalidIdentifierError(f"the key {key!r} holds a NUL character, which Postgres cannot keep")
+    size = _size(text, "namespace") + _size(key, "key")
+    if size > MAX_ID_BYTES:
+        raise InvalidIdentifierError(
+            f"namespace and key take {size} bytes together, {MAX_ID_BYTES} is the most: "
+            "put long text into the value and a digest of it into the key"
+        )
+    return text, key
+
+
+def scope(prefix: Sequence[str]) -> Scope:
+    """The range that holds a namespace and all below it; the empty prefix is everything."""
+    text = to_text(prefix)
+    _size(text, "namespace")
+    return Scope(text, f"{text[:-1]}/" if text else _BEYOND)
+
+
+def listed(conditions: Iterable[MatchCondition]) -> tuple[Scope, list[str]]:
+    """Where to look for namespaces that fulfil all conditions, and the patterns they must match.
+
+    The longest prefix without a wildcard becomes the range to walk.
+    """
+    longest: list[str] = []
+    patterns: list[str] = []
+    for condition in conditions:
+        path = tuple(condition.path)
+        _size(to_text(path), "namespace")
+        if not path:
+            continue
+        patterns.append(_pattern(condition.match_type, path))
+        fixed = path.index("*") if "*" in path else len(path)
+        if condition.match_type == "prefix" and fixed > len(longest):
+            longest = list(path[:fixed])
+    return scope(longest), patterns
+
+
+def _pattern(match_type: str, path: Sequence[str]) -> str:
+    # \A and not ^, \Z and not $: labels may hold newlines.
+    labels = "".join("[^.]+[.]" if label == "*" else f"{re.escape(label)}[.]" for label in path)
+    if match_type == "prefix":
+        return rf"\A{labels}"
+    if match_type == "suffix":
+        return rf"(\A|[.]){labels}\Z"
+    raise InvalidInputError(f"match_type {match_type!r}: write 'prefix' or 'suffix'")
+
+
+def _size(text: str, what: str) -> int:
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidIdentifierError(
+            f"the {what} {text!r} holds half a surrogate pair, which is no character"
+        ) from error

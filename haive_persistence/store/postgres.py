@@ -1,0 +1,214 @@
+"""`PostgresStore`: LangGraph's store on Postgres, blocking and asynchronous on one object."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Any
+
+from langgraph.store.base import BaseStore, Op, Result, TTLConfig
+from typing_extensions import Self
+
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import Database
+from haive_persistence.db.protocol import run_sync
+from haive_persistence.errors import ConfigError
+from haive_persistence.store.engine import Engine
+from haive_persistence.store.settled import Settled, SettledInt, SweeperHandle
+from haive_persistence.store.sweeper import Sweeper
+from haive_persistence.store.vectors import PostgresIndexConfig
+
+
+class PostgresStore(BaseStore):
+    """Keeps items, and finds them again by namespace, by their fields and by meaning.
+
+        store = PostgresStore("postgresql://…")
+        store.put(("users", "ann"), "prefs", {"theme": "dark"})
+        await store.aget(("users", "ann"), "prefs")
+        graph = builder.compile(checkpointer=Checkpointer(store), store=store)
+
+    One object serves blocking and async code, any number of threads and event loops. The schema is created and
+    brought up to date on first use. Values are JSON; they come back exactly as they were put, or are refused.
+
+    Args:
+        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or None for the embedded Postgres.
+        index: What to search by meaning: {"dims": 1536, "embed": <LangChain Embeddings or function>,
+            "fields": ["text"]}, and optionally "distance_type" and "ann_index_config" as `PostgresIndexConfig` says.
+        ttl: Defaults for expiry, in minutes: {"default_ttl": 60, "refresh_on_read": True,
+            "sweep_interval_minutes": 5}. Expired items are never returned, whatever "omit_expired" says.
+
+    Raises:
+        ConfigError: If `conn` or `index` is none of these, or settings contradict each other.
+    """
+
+    __slots__ = ("__dict__",)
+
+    supports_ttl = True
+
+    def __init__(
+        self,
+        conn: Database | PersistenceConfig | str | None = None,
+        *,
+        index: PostgresIndexConfig | None = None,
+        ttl: TTLConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(conn, Database | PersistenceConfig | str | None):
+            raise ConfigError(
+                f"PostgresStore cannot work on a {type(conn).__name__}: give a connection string, a PersistenceConfig, "
+                "a Database, or nothing for the embedded Postgres"
+            )
+        self._owns_database = not isinstance(conn, Database)
+        self._database = conn if isinstance(conn, Database) else Database(conn)
+        self.index_config = index
+        self.ttl_config = ttl
+        self._engine = Engine(self._database, index)
+        self._sweeper = Sweeper()
+
+    @classmethod
+    def from_conn_string(
+        cls,
+        conn_string: str,
+        *,
+        pipeline: bool = False,
+        pool_config: Mapping[str, Any] | None = None,
+        index: PostgresIndexConfig | None = None,
+        ttl: TTLConfig | None = None,
+    ) -> Self:
+        """A store for a connection string, to be used with `with` or `async with`.
+
+        `pipeline` is accepted for compatibility: every batch is one round trip either way. Of `pool_config`,
+        "max_size" and "timeout" (seconds) count; connections are opened when they are needed.
+        """
+        pool = dict(pool_config or {})
+        settings: dict[str, Any] = {}
+        if pool.get("max_size"):
+            settings |= {"pool_size": pool["max_size"], "max_overflow": 0}
+        if pool.get("timeout"):
+            settings["pool_timeout"] = pool["timeout"]
+        return cls(PersistenceConfig(connection_string=conn_string, **settings), index=index, ttl=ttl)
+
+    # --- life
+
+    @property
+    def database(self) -> Database:
+        """Where the items are; others, such as a `Checkpointer`, may share it."""
+        return self._database
+
+    @property
+    def embeddings(self) -> Any:
+        """The embedding model of `index=`, or None."""
+        return self._engine.embeddings
+
+    def for_tenant(self, tenant: str) -> PostgresStore:
+        """The same store on the same connections, for another tenant's items."""
+        return PostgresStore(self._database.for_tenant(tenant), index=self.index_config, ttl=self.ttl_config)
+
+    @property
+    def blocking(self) -> BlockingPostgresStore:
+        """Blocking twins, of the same names, of the async methods that are not LangGraph's."""
+        return BlockingPostgresStore(self)
+
+    async def initialize(
+        self, create_schema: bool = True, run_migrations: bool = True, check_version: bool = True
+    ) -> None:
+        """Reach the server now instead of on first use, and make what is missing there.
+
+        Args:
+            create_schema: Whether the schema may be created.
+            run_migrations: Whether it may be brought up to date.
+            check_version: Whether to fail if it then is not what this package needs.
+
+        Raises:
+            UnavailableError: If the server cannot be reached.
+            MigrationError: If the schema is missing or old and may not be changed, or is newer than this package.
+        """
+        await self._engine.initialize(self._engine.asynchronous, create_schema, run_migrations, check_version)
+
+    def setup(self) -> Awaitable[None]:
+        """Bring schema, vector table and index up to date now; nobody must call it. Blocks, and may be awaited.
+
+        An index over many vectors takes minutes to build; others can read and write meanwhile.
+        """
+        run_sync(self._engine.setup(self._engine.blocking))
+        return Settled()
+
+    def close(self) -> None:
+        """Stop the sweeper, and close the connections if this object opened them."""
+        self._sweeper.stop()
+        if self._owns_database:
+            self._database.close()
+
+    async def aclose(self) -> None:
+        """Stop the sweeper, and close the connections if this object opened them."""
+        self._sweeper.stop()
+        if self._owns_database:
+            await self._database.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- items; get, put, search, delete and list_namespaces are BaseStore's and come here
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Run operations: one round trip and one transaction, unless vectors are searched for.
+
+        Reads see what was there before the batch; of several puts to one item the last counts.
+
+        Raises:
+            InvalidInputError: For an operation that cannot be done; then none of the batch was.
+            EncodeError: For a value that is not JSON; likewise.
+        """
+        return run_sync(self._engine.run(self._engine.blocking, ops))
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """`batch` for code under an event loop."""
+        return await self._engine.run(self._engine.asynchronous, ops)
+
+    # --- expiry
+
+    def sweep_ttl(self) -> SettledInt:
+        """Delete this tenant's expired items, a thousand at a time, and return how many. May be awaited; blocks."""
+        return SettledInt(run_sync(self._engine.sweep(self._engine.blocking)))
+
+    async def asweep_ttl(self) -> int:
+        """`sweep_ttl` that does not block."""
+        return await self._engine.sweep(self._engine.asynchronous)
+
+    def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> SweeperHandle:
+        """Sweep in a thread, every so many minutes: as said here, in `ttl=`, or 5.
+
+        Returns what `concurrent.futures` calls a future: cancel it to stop. Without `ttl=` it is done at once.
+        """
+        if not self.ttl_config:
+            handle = SweeperHandle()
+            handle.set_result(None)
+            return handle
+        minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or 5
+        return self._sweeper.start(self, float(minutes) * 60)
+
+    def stop_ttl_sweeper(self, timeout: float | None = None) -> SettledInt:
+        """Whether the sweeper has stopped, waiting up to `timeout` seconds for a sweep that runs."""
+        return SettledInt(self._sweeper.stop(timeout))
+
+
+class BlockingPostgresStore:
+    """The blocking twins of a store's own async methods."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._store = store
+
+    def initialize(
+        self, create_schema: bool = True, run_migrations: bool = True, check_version: bool = True
+    ) -> None:
+        """`PostgresStore.initialize`, blocking."""
+        engine = self._store._engine
+        run_sync(engine.initialize(engine.blocking, create_schema, run_migrations, check_version))

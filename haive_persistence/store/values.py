@@ -1,0 +1,166 @@
+"""Values in and out of a row.
+
+A value is JSON: a dict with text keys, holding text, numbers, booleans, None, lists and dicts.
+It is kept as jsonb, which filters can look into. jsonb cannot hold everything Python's JSON can:
+it refuses NUL, NaN, infinities and lone surrogates, turns -0.0 into 0.0 and the float 1e16 into an
+integer. A value with such a part is kept twice: exactly, as JSON text, and as a jsonb look-alike
+that filters compare as they would compare the value itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from haive_persistence.errors import EncodeError, InvalidInputError
+
+# Starts an escape in a look-alike; a code point that Unicode promises never to assign.
+_ESCAPE = "\ufdd0"
+# jsonb numbers reach 1e131071; Python's floats end at 1.8e308, and integers of more than 4300
+# digits cannot be written as text, so nothing but infinity is ever this large.
+_INFINITY = "1e131000"
+_NAN = f'{{"{_ESCAPE}": "NaN"}}'
+# Postgres and Python both parse recursively; neither is near its end here.
+_MAX_DEPTH = 250
+
+_write = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+
+
+class Encoded(NamedTuple):
+    """A value as it is bound to a statement."""
+
+    value: str
+    exact: bytes | None
+
+
+def encode(value: object) -> Encoded:
+    """The two columns for a value.
+
+    Raises EncodeError, which names the part that is not JSON; nothing is converted on the quiet
+    but tuples, which are JSON arrays, and subclasses of JSON's own types.
+    """
+    if not isinstance(value, Mapping):
+        raise EncodeError(f"a store value is a dict with text keys, not {type(value).__name__}")
+    plain = dict(value)
+    if check(plain, "value"):
+        return Encoded(_text(plain), None)
+    return Encoded(look_alike(plain), _text(plain).encode("utf-8", "surrogatepass"))
+
+
+def decode(value: dict[str, Any] | None, exact: bytes | None) -> dict[str, Any]:
+    """The value that `encode` was given."""
+    if exact is None:
+        return value if value is not None else {}
+    result: dict[str, Any] = json.loads(bytes(exact).decode("utf-8", "surrogatepass"))
+    return result
+
+
+def look_alike(value: Any) -> str:
+    """The jsonb text that stands for any JSON value in comparisons: equal for equal values."""
+    if value is None or value is True or value is False:
+        return json.dumps(value)
+    if isinstance(value, str):
+        return _write(_escaped(value))
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, int):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_write(_escaped(k))}:{look_alike(v)}" for k, v in value.items()) + "}"
+    return "[" + ",".join(map(look_alike, value)) + "]"
+
+
+def escaped(text: str) -> str:
+    """A text as it appears in a look-alike."""
+    return text if _plain(text) else _escaped(text)
+
+
+class _NotJson(Exception):
+    """A part that is not JSON, and the way to it, innermost step first."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.steps: list[str] = []
+
+
+def check(value: object, name: str) -> bool:
+    """Whether jsonb keeps `value` as it is. Raises EncodeError, calling it `name`, if it is not JSON."""
+    try:
+        return _fits(value, 0)
+    except _NotJson as error:
+        raise EncodeError(f"{name}{''.join(reversed(error.steps))} {error.reason}") from None
+
+
+def _fits(value: object, depth: int) -> bool:
+    if isinstance(value, str):
+        return _plain(value)
+    if isinstance(value, float):
+        return abs(value) < 1e16 and (value != 0 or math.copysign(1, value) > 0)
+    if value is None or isinstance(value, int):
+        return True
+    if depth == _MAX_DEPTH:
+        raise _NotJson(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
+    if isinstance(value, dict):
+        return _keys_fit(value) & _parts_fit(value.items(), depth + 1)
+    if isinstance(value, list | tuple):
+        return _parts_fit(enumerate(value), depth + 1)
+    raise _NotJson(
+        f"is a {type(value).__name__}, which is not JSON: store it as text, or as a dict of its parts"
+    )
+
+
+def _keys_fit(value: dict[Any, object]) -> bool:
+    for key in value:
+        if not isinstance(key, str):
+            raise _NotJson(f"has the key {key!r}: keys of a stored dict are text, write {str(key)!r}")
+    return all(map(_plain, value))
+
+
+def _parts_fit(parts: Iterable[tuple[object, object]], depth: int) -> bool:
+    """Looks at every part, for one that is not JSON, also when an earlier one did not fit."""
+    fits, step = True, None
+    try:
+        for step, part in parts:
+            fits = _fits(part, depth) and fits
+    except _NotJson as error:
+        error.steps.append(f"[{step!r}]")
+        raise
+    return fits
+
+
+def _plain(text: str) -> bool:
+    if text.isascii():
+        return "\0" not in text
+    return "\0" not in text and _ESCAPE not in text and _encodable(text)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        _ESCAPE + f"{ord(c):04x}" if c in ("\0", _ESCAPE) or "\ud800" <= c <= "\udfff" else c for c in text
+    )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return _NAN
+    if math.isinf(value):
+        return _INFINITY if value > 0 else f"-{_INFINITY}"
+    return repr(float(value))
+
+
+def _text(value: object) -> str:
+    try:
+        return _write(value)
+    except ValueError as error:  # an integer of more digits than sys.set_int_max_str_digits allows
+        raise InvalidInputError(f"the value cannot be written as text: {error}") from error

@@ -1,0 +1,233 @@
+"""What `index=` asks for: which fields become vectors, of what kind, and how near is told.
+
+Pure; the statements are in store.sql, the tables are made by `ground`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
+
+from langgraph.store.base import IndexConfig, PutOp, ensure_embeddings, get_text_at_path, tokenize_path
+from langgraph.store.base.embed import EmbeddingsLambda
+
+from haive_persistence.db import Query
+from haive_persistence.errors import ConfigError, InvalidInputError
+
+#: Scopes of up to this many vectors are searched exactly. Measured with 384 dimensions on two busy
+#: cores: 1,000 vectors 2 ms, 10,000 14 ms; by the index about 2 ms, but of a filter or a scope that
+#: takes 1 % of the table it finds only a part, and only half of that is the nearest.
+EXACT_VECTORS = 10_000
+MAX_FIELD_BYTES = 200
+
+_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
+_OPCLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
+#: The widest column, and the widest one an index takes, in dimensions.
+_WIDEST = {"vector": (16_000, 2_000), "halfvec": (16_000, 4_000)}
+_BYTES = {"vector": 4, "halfvec": 2}
+_PAGE = 7_500
+
+
+class ANNIndexConfig(TypedDict, total=False):
+    """How the index is built. Unset parameters are pgvector's defaults."""
+
+    kind: Literal["hnsw", "ivfflat", "flat"]
+    """"flat" builds none: every search is exact."""
+    vector_type: Literal["vector", "halfvec"]
+    """"halfvec" keeps two bytes per dimension instead of four."""
+    m: int
+    ef_construction: int
+    nlist: int
+
+
+class PostgresIndexConfig(IndexConfig, total=False):
+    """LangGraph's `index=`, with what Postgres adds to it."""
+
+    ann_index_config: ANNIndexConfig
+    distance_type: Literal["l2", "inner_product", "cosine"]
+
+
+class Embedder:
+    """The user's embedding model: blocking and asynchronous, one call for all texts of a batch."""
+
+    def __init__(self, embed: Any) -> None:
+        try:
+            self.embeddings = ensure_embeddings(embed)
+        except ValueError as error:
+            raise ConfigError(f"index['embed']: {error}") from error
+        # A function has one form for texts stored and searched for, a model may have two.
+        self._uniform = isinstance(self.embeddings, EmbeddingsLambda)
+
+    def blocking(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
+        if self._uniform and not hasattr(self.embeddings, "func"):
+            raise ConfigError(
+                "index['embed'] is an async function, which only the async methods (aput, asearch, …) can call; "
+                "pass a LangChain Embeddings or a plain function to use the blocking ones"
+            )
+        if self._uniform:
+            return self._split(texts, queries, self.embeddings.embed_documents([*texts, *queries]))
+        found = self.embeddings.embed_documents(list(texts)) if texts else []
+        return self._split(texts, queries, [*found, *map(self.embeddings.embed_query, queries)])
+
+    async def asynchronous(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
+        if self._uniform:
+            return self._split(texts, queries, await self.embeddings.aembed_documents([*texts, *queries]))
+        found = await self.embeddings.aembed_documents(list(texts)) if texts else []
+        return self._split(
+            texts, queries, [*found, *[await self.embeddings.aembed_query(q) for q in queries]]
+        )
+
+    @staticmethod
+    def _split(texts: Sequence[str], queries: Sequence[str], vectors: Sequence[Sequence[float]]) -> Vectors:
+        if len(vectors) != len(texts) + len(queries):
+            raise InvalidInputError(
+                f"the embedder returned {len(vectors)} vectors for {len(texts) + len(queries)} texts"
+            )
+        return dict(zip(texts, vectors, strict=False)), dict(zip(queries, vectors[len(texts) :], strict=True))
+
+
+Vectors = tuple[dict[str, Sequence[float]], dict[str, Sequence[float]]]
+Embed = Callable[[Sequence[str], Sequence[str]], Awaitable[Vectors]]
+
+
+@dataclass(frozen=True)
+class VectorIndex:
+    """A checked `index=`."""
+
+    dims: int
+    vector_type: str
+    distance: str
+    kind: str
+    parameters: tuple[tuple[str, int], ...]
+    fields: tuple[tuple[str, Any], ...]
+    embedder: Embedder
+
+    @property
+    def table(self) -> str:
+        return f"store_{self.vector_type}_{self.dims}"
+
+    @property
+    def index(self) -> str:
+        return f"{self.table}_{self.kind}_{self.distance}"
+
+    @property
+    def method(self) -> str:
+        """What follows CREATE INDEX … USING."""
+        built = f"{self.kind} (embedding pgvector.{self.vector_type}_{_OPCLASSES[self.distance]})"
+        options = ", ".join(f"{name} = {value}" for name, value in self.parameters)
+        return f"{built} WITH ({options})" if options else built
+
+    @property
+    def fits_page(self) -> bool:
+        return self.dims * _BYTES[self.vector_type] <= _PAGE
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What `search_settings` binds; pgvector's advice for probes is the root of the lists."""
+        lists = dict(self.parameters).get("lists", 100)
+        return {"ef_search": "200", "max_scan_tuples": "10000", "probes": str(max(1, math.isqrt(lists)))}
+
+    def score(self, distance: float) -> float:
+        """Similarity as LangGraph's Postgres store tells it: greater is nearer."""
+        if math.isnan(distance):  # the cosine of a vector of zeros
+            return 0.0
+        return 1 - distance if self.distance == "cosine" else -distance
+
+    def aim(self, text: str, pgvector_schema: str) -> Query:
+        """A query of store.sql for this table, type and distance."""
+        there = '"' + pgvector_schema.replace('"', '""') + '".'
+        aimed = text.replace(".store_vector", f".{self.table}").replace(
+            "pgvector.vector", f"pgvector.{self.vector_type}"
+        )
+        return Query(
+            aimed.replace("pgvector.<=>", f"pgvector.{_OPERATORS[self.distance]}").replace("pgvector.", there)
+        )
+
+    def texts(self, op: PutOp, value: Mapping[str, Any]) -> dict[str, str]:
+        """Field name to text, for every text of an item that is to become a vector."""
+        if op.index is False:
+            return {}
+        paths = self.fields if op.index is None else tokenized(op.index)
+        found: dict[str, str] = {}
+        for path, tokens in paths:
+            texts = get_text_at_path(value, tokens)
+            for no, text in enumerate(texts):
+                found[path if len(texts) == 1 else f"{path}.{no}"] = text
+        for name in found:
+            if len(name.encode("utf-8", "surrogatepass")) > MAX_FIELD_BYTES or "\0" in name:
+                raise InvalidInputError(
+                    f"index: the path {name!r} is longer than {MAX_FIELD_BYTES} bytes, or holds NUL"
+                )
+        return found
+
+    def to_text(self, vector: Iterable[float], text: str) -> str:
+        """A vector as Postgres reads it. Raises InvalidInputError if it is not one of this index."""
+        numbers = [float(number) for number in vector]
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        if len(numbers) != self.dims:
+            raise InvalidInputError(
+                f"the embedder returned {len(numbers)} dimensions for {shown!r}, index['dims'] is {self.dims}"
+            )
+        if not all(map(math.isfinite, numbers)):
+            raise InvalidInputError(f"the embedder returned NaN or infinity for {shown!r}")
+        return f"[{','.join(map(repr, numbers))}]"
+
+
+def tokenized(fields: Iterable[str]) -> tuple[tuple[str, Any], ...]:
+    """Paths with their steps, as `get_text_at_path` wants them."""
+    return tuple((path, "$" if path == "$" else tokenize_path(path)) for path in fields)
+
+
+def read_index(index: PostgresIndexConfig) -> VectorIndex:
+    """Check `index=`. Raises ConfigError, naming the setting and what it may be."""
+    ann = cast("dict[str, Any]", index.get("ann_index_config") or {})
+    kind = _one_of("ann_index_config['kind']", ann.get("kind", "hnsw"), ("hnsw", "ivfflat", "flat"))
+    vector_type = _one_of("ann_index_config['vector_type']", ann.get("vector_type", "vector"), tuple(_WIDEST))
+    distance = _one_of("distance_type", index.get("distance_type", "cosine"), tuple(_OPERATORS))
+    dims = _whole("dims", index.get("dims"))
+    widest, widest_indexed = _WIDEST[vector_type]
+    if dims > (widest if kind == "flat" else widest_indexed):
+        raise ConfigError(
+            f"index['dims'] = {dims}: {kind} on {vector_type} takes at most {widest if kind == 'flat' else widest_indexed}; "
+            "halfvec takes 4000, kind 'flat' 16000"
+        )
+    names = {
+        "hnsw": {"m": "m", "ef_construction": "ef_construction"},
+        "ivfflat": {"nlist": "lists", "lists": "lists"},
+    }
+    parameters = {
+        ours: _whole(f"ann_index_config[{theirs!r}]", ann[theirs])
+        for theirs, ours in names.get(kind, {}).items()
+        if ann.get(theirs) is not None
+    }
+    fields = index.get("fields") or ["$"]
+    fields = [fields] if isinstance(fields, str) else fields
+    if not isinstance(fields, list | tuple) or not all(isinstance(field, str) for field in fields):
+        raise ConfigError(f"index['fields'] is a list of paths, not {fields!r}")
+    return VectorIndex(
+        dims,
+        vector_type,
+        distance,
+        kind,
+        tuple(parameters.items()),
+        tokenized(fields),
+        Embedder(index.get("embed")),
+    )
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(f"index: {name} = {value!r} is none of {', '.join(allowed)}")
+    return str(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise ConfigError(f"index: {name} = {value!r} is no whole number above 0")
+    return number
