@@ -310,7 +310,7 @@ def _delta_channels(reader: ThreadReader, line: Iterable[Stored]) -> set[str]:
     for s in line:
         names = reader.names(s.head)
         for channel, m in zip(names[3], s.head.values, strict=True):
-            if type(m) is list and m[0] == mf.SNAPSHOT:
+            if type(m) is list and m and m[0] == mf.SNAPSHOT:
                 found.add(channel)
         if COUNTERS in names[2]:
             found.update(records.metadata_value(s.head, names, COUNTERS, reader.decoder) or {})

@@ -1,0 +1,267 @@
+"""The saver against a plain dictionary, with the caches of several processes alive at once.
+
+Each `Checkpointer` of the machine has a cache of its own, as separate processes have. Whatever one of them does, what any
+of them reads afterwards must be what the model says: a stale cache may cost a round trip, never a wrong state.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.base.id import uuid6
+
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.db import Database
+
+THREADS = ("a", "b")
+NAMESPACES = ("", "child", "sub:1")
+CHANNELS = ("messages", "files", "note")
+SAVERS = 3
+
+scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=60)
+files = st.dictionaries(st.sampled_from([f"f{i}.py" for i in range(9)]), st.text(min_size=200, max_size=400), max_size=9)
+texts = st.sampled_from(["yes", "no", "hello " * 20, "x" * 300, "y" * 1200])
+
+
+class Model(RuleBasedStateMachine):
+    """Threads as dictionaries: {thread: {namespace: {checkpoint id: (parent, checkpoint, metadata, writes)}}}."""
+
+    database: Database
+    config: CheckpointConfig
+
+    def __init__(self) -> None:
+        super().__init__()
+        view = self.database.for_tenant(uuid.uuid4().hex)
+        self.savers = [Checkpointer(view, config=self.config) for _ in range(SAVERS)]
+        self.threads: dict[str, dict[str, dict[str, Any]]] = {}
+        self.step = 0
+
+    # --- making checkpoints
+
+    def _put(self, saver: int, thread: str, ns: str, parent: str | None, values: dict[str, Any], changed: list[str]) -> str:
+        self.step += 1
+        before = self._line(thread, ns).get(parent) if parent else None
+        versions = dict(before["checkpoint"]["channel_versions"]) if before else {}
+        for channel in changed:
+            versions[channel] = self.step
+        checkpoint = {
+            "v": 4,
+            "id": str(uuid6(clock_seq=self.step)),
+            "ts": "2026-11-20T10:00:00.000001+00:00",
+            "channel_values": values,
+            "channel_versions": versions,
+            "versions_seen": {"node": dict(versions)},
+            "updated_channels": changed,
+        }
+        metadata = {"source": "loop", "step": self.step, "parents": {}, "run_id": f"run-{self.step % 3}"}
+        kept = copy.deepcopy({"parent": parent, "checkpoint": checkpoint, "metadata": metadata, "writes": {}})
+        config = {"configurable": {"thread_id": thread, "checkpoint_ns": ns}}
+        if parent:
+            config["configurable"]["checkpoint_id"] = parent
+        self.savers[saver].put(config, checkpoint, metadata, {c: versions[c] for c in changed})
+        self.threads.setdefault(thread, {}).setdefault(ns, {})[checkpoint["id"]] = kept
+        return checkpoint["id"]
+
+    def _line(self, thread: str, ns: str) -> dict[str, Any]:
+        return self.threads.get(thread, {}).get(ns, {})
+
+    @rule(
+        saver=st.integers(0, SAVERS - 1),
+        thread=st.sampled_from(THREADS),
+        ns=st.sampled_from(NAMESPACES),
+        fork=st.booleans(),
+        texts=st.lists(texts, max_size=3),
+        edit=st.booleans(),
+        drop=st.booleans(),
+        with_ids=st.booleans(),
+        new_files=files,
+        note=scalars,
+        read_first=st.booleans(),
+        data=st.data(),
+    )
+    def next_checkpoint(
+        self, saver: int, thread: str, ns: str, fork: bool, texts: list[str], edit: bool, drop: bool, with_ids: bool,
+        new_files: dict[str, str], note: Any, read_first: bool, data: st.DataObject,
+    ) -> None:
+        """Another super-step: messages appended, one edited in place, one removed; files changed."""
+        line = self._line(thread, ns)
+        parent = None
+        values: dict[str, Any] = {"messages": [], "files": {}, "note": None}
+        if line:
+            parent = data.draw(st.sampled_from(sorted(line))) if fork else max(line)
+            values = copy.deepcopy(line[parent]["checkpoint"]["channel_values"])
+            if read_first:  # the very objects the saver handed out, as LangGraph does it
+                config = {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": parent}}
+                values = self.savers[saver].get_tuple(config).checkpoint["channel_values"]
+        messages = values["messages"]
+        for text in texts:
+            cls = HumanMessage if len(messages) % 2 else AIMessage
+            messages.append(cls(text, id=str(uuid.uuid4()) if with_ids else None))
+        changed = ["messages"] if texts else []
+        if edit and messages:
+            messages[len(messages) // 2].content += "!"
+            messages[len(messages) // 2].additional_kwargs["edited"] = self.step
+            changed = ["messages"]
+        if drop and messages:
+            del messages[0]
+            changed = ["messages"]
+        if not with_ids and messages:  # ids given after the message was stored without one
+            for message in messages:
+                message.id = message.id or str(uuid.uuid4())
+            changed = ["messages"]
+        if new_files:
+            values["files"] = {**values["files"], **new_files}
+            changed.append("files")
+        values["note"] = note
+        self._put(saver, thread, ns, parent, values, [*changed, "note"])
+
+    @rule(
+        saver=st.integers(0, SAVERS - 1),
+        thread=st.sampled_from(THREADS),
+        ns=st.sampled_from(NAMESPACES),
+        task=st.sampled_from(["11111111-1111-1111-1111-111111111111", "ffffffff-2222-2222-2222-222222222222", "t3"]),
+        values=st.lists(texts, min_size=1, max_size=3),
+        special=st.booleans(),
+        data=st.data(),
+    )
+    def pending_writes(
+        self, saver: int, thread: str, ns: str, task: str, values: list[str], special: bool, data: st.DataObject
+    ) -> None:
+        line = self._line(thread, ns)
+        if not line:
+            return
+        id_ = data.draw(st.sampled_from(sorted(line)))
+        if special:
+            writes: list[tuple[str, Any]] = [("__error__", values[0])]
+        else:
+            writes = [("messages", [HumanMessage(v)]) for v in values]
+        config = {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": id_}}
+        self.savers[saver].put_writes(config, copy.deepcopy(writes), task, "path")
+        kept = line[id_]["writes"]
+        for at, (channel, value) in enumerate(writes):
+            slot = (task, WRITES_IDX_MAP.get(channel, at))
+            if special or slot not in kept:
+                kept[slot] = (channel, copy.deepcopy(value))
+
+    # --- taking away and carrying over
+
+    @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS))
+    def delete_thread(self, saver: int, thread: str) -> None:
+        self.savers[saver].delete_thread(thread)
+        self.threads.pop(thread, None)
+
+    @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS))
+    def prune(self, saver: int, thread: str) -> None:
+        self.savers[saver].prune([thread], strategy="keep_latest")
+        for line in self.threads.get(thread, {}).values():
+            latest = max(line)
+            for id_ in [i for i in line if i != latest]:
+                del line[id_]
+            line[latest]["parent"] = None
+
+    @rule(saver=st.integers(0, SAVERS - 1), run=st.integers(0, 2))
+    def delete_run(self, saver: int, run: int) -> None:
+        self.savers[saver].delete_for_runs([f"run-{run}"])
+        for thread in list(self.threads):
+            for ns, line in list(self.threads[thread].items()):
+                for id_ in [i for i, kept in line.items() if kept["metadata"]["run_id"] == f"run-{run}"]:
+                    del line[id_]
+                for kept in line.values():
+                    if kept["parent"] not in line:
+                        kept["parent"] = None
+                if not line:
+                    del self.threads[thread][ns]
+
+    @rule(saver=st.integers(0, SAVERS - 1), source=st.sampled_from(THREADS))
+    def copy_thread(self, saver: int, source: str) -> None:
+        target = "b" if source == "a" else "a"
+        self.savers[saver].delete_thread(target)
+        self.savers[saver].copy_thread(source, target)
+        self.threads.pop(target, None)
+        if source in self.threads:
+            self.threads[target] = copy.deepcopy(self.threads[source])
+
+    # --- what must hold
+
+    @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS), ns=st.sampled_from(NAMESPACES))
+    def latest_is_the_models(self, saver: int, thread: str, ns: str) -> None:
+        config = {"configurable": {"thread_id": thread, "checkpoint_ns": ns}}
+        found = self.savers[saver].get_tuple(config)
+        line = self._line(thread, ns)
+        if not line:
+            assert found is None
+        else:
+            self._same(found, line[max(line)], max(line))
+            found.checkpoint["channel_values"]["messages"].clear()  # what is handed out is the caller's own
+
+    @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS), ns=st.sampled_from(NAMESPACES))
+    def history_is_the_models(self, saver: int, thread: str, ns: str) -> None:
+        found = list(self.savers[saver].list({"configurable": {"thread_id": thread, "checkpoint_ns": ns}}))
+        line = self._line(thread, ns)
+        assert [f.config["configurable"]["checkpoint_id"] for f in found] == sorted(line, reverse=True)
+        for f in found:
+            self._same(f, line[f.config["configurable"]["checkpoint_id"]], f.checkpoint["id"])
+            for message in f.checkpoint["channel_values"]["messages"]:
+                message.content = "changed by the caller"
+                message.additional_kwargs["changed"] = True
+
+    @rule(saver=st.integers(0, SAVERS - 1), run=st.integers(0, 2))
+    def filter_is_the_models(self, saver: int, run: int) -> None:
+        found = {f.checkpoint["id"] for f in self.savers[saver].list(None, filter={"run_id": f"run-{run}"})}
+        wanted = {
+            id_
+            for thread in self.threads.values()
+            for line in thread.values()
+            for id_, kept in line.items()
+            if kept["metadata"]["run_id"] == f"run-{run}"
+        }
+        assert found == wanted
+
+    def _same(self, found: Any, kept: dict[str, Any], id_: str) -> None:
+        assert found is not None
+        assert found.config["configurable"]["checkpoint_id"] == id_
+        assert found.checkpoint == kept["checkpoint"]
+        assert found.metadata == kept["metadata"]
+        parent = found.parent_config and found.parent_config["configurable"]["checkpoint_id"]
+        assert parent == kept["parent"]
+        wanted = sorted((("path", task, idx), task, *write) for (task, idx), write in kept["writes"].items())
+        assert found.pending_writes == [(task, channel, value) for _, task, channel, value in wanted]
+
+
+def _run(database: Database, config: CheckpointConfig, examples: int) -> None:
+    machine = type("Machine", (Model,), {"database": database, "config": config})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_in_the_clear(database: Database) -> None:
+    _run(database, CheckpointConfig(), 40)
+
+
+def test_sealed(database: Database) -> None:
+    _run(database, CheckpointConfig(encryption_key="a passphrase of the test"), 15)
+
+
+def test_without_memory(database: Database) -> None:
+    """A cache that keeps nothing beyond one thread: every read is a cold one."""
+    _run(database, CheckpointConfig(cache_bytes=0), 15)
+
+
+@pytest.mark.slow
+def test_in_the_clear_at_length(database: Database) -> None:
+    _run(database, CheckpointConfig(), 400)
