@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,24 @@ class Database:
         """
         self._core.plan()
 
+    def connect(self) -> Connection[Any]:
+        """A connection outside the pools, in autocommit, as the login itself: for DDL and catalogues.
+
+        Tenants are not kept apart on it if the login may bypass that. Use it as a context manager,
+        which closes it. Raises UnavailableError or ConfigError.
+        """
+        return self._core.connect()
+
+    def exclusively(self, what: str) -> AbstractContextManager[None]:
+        """A block that one process at a time may be in, for each `what` in this schema.
+
+        For DDL that several processes may want to run at once; those that wait hold no snapshot,
+        so CREATE INDEX CONCURRENTLY can run in it. Raises MigrationError after a long wait.
+        """
+        from haive_persistence.db.migrate import only_one
+
+        return only_one(self._core.connect, f"{self.schema}.{what}")
+
     def close(self) -> None:
         """Close all connections and let go of the embedded server, for every tenant's view.
 
@@ -148,7 +167,7 @@ class Core:
             if self._plan is None:
                 from haive_persistence.db.session import prepare
 
-                self._plan = prepare(self._connect, self.config)
+                self._plan = prepare(self.connect, self.config)
             return self._plan
 
     def conninfo(self) -> str:
@@ -178,10 +197,12 @@ class Core:
         if self.config.connection_string is None:
             self._embedded().ensure_running()
 
-    def _connect(self) -> Connection[Any]:
+    def connect(self) -> Connection[Any]:
         from haive_persistence.db.connecting import connect_directly
 
         return connect_directly(self)
+
+    _connect = connect
 
     # -- pools --------------------------------------------------------------------------------
 

@@ -1,13 +1,12 @@
 """Brings a schema to the version this package knows: numbered SQL files, applied once each.
 
-Every file is one transaction, unless its first line is `-- no-transaction`: then its statements
-run one by one and must each be repeatable. Which files ran, and their checksums, is kept in
-`haive.schema_migration`.
+Every file is one transaction, unless it begins with `-- no-transaction`: then its statements,
+each ending with a semicolon at the end of a line, run one by one, and each must be repeatable.
+Which files ran, and their checksums, is kept in `haive.schema_migration`.
 
-Only one process migrates at a time. The lock is a transaction-level advisory lock held by a
-connection of its own: it works through a transaction pooler, and it cannot stand in the way of
-CREATE INDEX CONCURRENTLY, which waits for every open snapshot. For the same reason the others
-poll: a statement that waits for a lock holds a snapshot.
+One process at a time migrates a schema. The lock is a transaction's advisory lock on a connection
+of its own, so it works through a transaction pooler, and nobody waits for it inside a statement:
+CREATE INDEX CONCURRENTLY waits for every snapshot, that of a waiting statement included.
 """
 
 from __future__ import annotations
@@ -16,23 +15,30 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import Connection, sql
 
 from haive_persistence.db.sql import in_schema, sql_root
 from haive_persistence.errors import MigrationError
 
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-    Connect = Callable[[], Connection[tuple[Any, ...]]]
-
 logger = logging.getLogger("haive_persistence.migrate")
 
+Connect = Callable[[], Connection[Any]]
+
+#: Seconds a migration waits for a table others use before it lets them go first, and how often.
+LOCK_TIMEOUT = 5.0
+LOCK_TRIES = 10
+#: Seconds to wait for another process that migrates the same schema.
+PATIENCE = 900.0
+
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
-_LOCK_TIMEOUT = "10s"
+_COMMENT = re.compile(r"--[^\n]*")
+_NO_TRANSACTION = "-- no-transaction"
 
 
 class Migration(NamedTuple):
@@ -48,7 +54,10 @@ class Migration(NamedTuple):
 
     @property
     def transactional(self) -> bool:
-        return not self.text.startswith("-- no-transaction")
+        return not self.text.startswith(_NO_TRANSACTION)
+
+    def __str__(self) -> str:
+        return f"{self.version:04}_{self.name}"
 
 
 @lru_cache(maxsize=1)
@@ -63,89 +72,184 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def pending(applied: dict[int, str], known: Sequence[Migration]) -> list[Migration]:
-    """What has not run yet. Raises MigrationError if the database is newer, or a file changed."""
+    """What has not run yet, given version and checksum of what has.
+
+    Raises MigrationError if the schema is newer than `known`, or a file was changed since it ran.
+    """
     newest = max((m.version for m in known), default=0)
     if applied and max(applied) > newest:
         raise MigrationError(
-            f"the schema is at version {max(applied)}, this haive-persistence knows {newest}: upgrade the package"
+            f"the schema is at version {max(applied)} and this haive-persistence knows {newest}: upgrade it"
         )
     for migration in known:
         if applied.get(migration.version, migration.checksum) != migration.checksum:
             raise MigrationError(
-                f"migration {migration.version:04}_{migration.name} is not the one that was applied to this "
-                "schema: its file was changed. Install the released package again."
+                f"{migration}.sql is not what was applied to this schema: the file was changed since. "
+                "Install a released version of the package."
             )
     return [m for m in known if m.version not in applied]
 
 
 def read_applied(conn: Connection[Any], schema: str) -> dict[int, str]:
     """Version and checksum of every migration that ran in `schema`."""
-    table = f'"{schema}".schema_migration'
-    (there,) = conn.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() or (False,)
-    if not there:
+    there = conn.execute(
+        "SELECT FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
+        " WHERE s.nspname = %s AND t.relname = 'schema_migration'",
+        (schema,),
+        prepare=False,
+    ).fetchone()
+    if there is None:
         return {}
-    return dict(conn.execute(f"SELECT version, checksum FROM {table}").fetchall())
+    query = sql.SQL("SELECT version, checksum FROM {}.schema_migration").format(sql.Identifier(schema))
+    return dict(conn.execute(query, prepare=False).fetchall())
 
 
 def is_current(conn: Connection[Any], schema: str) -> bool:
-    """Whether nothing is left to do. Raises MigrationError if the schema is newer, or not ours."""
+    """Whether nothing is left to do. Raises MigrationError if the schema is not one for us."""
     return not pending(read_applied(conn, schema), migrations())
 
 
 def migrate(connect: Connect, schema: str, known: Sequence[Migration] | None = None) -> list[Migration]:
     """Apply what is missing and return it. Safe to call from many processes at once.
 
-    `connect` opens an autocommit connection that nobody else uses. Raises MigrationError.
+    `connect` opens an autocommit connection that nobody else uses. Raises MigrationError; what
+    was applied before the error stays, and the next call goes on from there.
     """
     files = migrations() if known is None else known
     done: list[Migration] = []
-    with connect() as conn, _only_one(connect, schema):
-        _create_schema(conn, schema)
+    with connect() as conn, only_one(connect, schema):
         for migration in pending(read_applied(conn, schema), files):
-            logger.info("applying migration %04d_%s to schema %s", migration.version, migration.name, schema)
-            _apply(conn, schema, migration)
+            logger.info("applying migration %s to the schema %s", migration, schema)
+            with _explained(migration):
+                _create_schema(conn, schema)
+                _apply(conn, schema, migration)
             done.append(migration)
     return done
 
 
+# -- one at a time ------------------------------------------------------------------------------
+
+
 @contextmanager
-def _only_one(connect: Connect, schema: str) -> Iterator[None]:
-    key = int.from_bytes(hashlib.sha256(f"haive.migrate.{schema}".encode()).digest()[:8], "big", signed=True)
+def only_one(connect: Connect, what: str) -> Generator[None]:
+    """Wait until no other process is in such a block for the same `what` in this database.
+
+    Raises MigrationError if that takes longer than `PATIENCE`.
+    """
+    key = hashlib.sha256(f"haive-persistence {what}".encode()).digest()[:8]
     with connect() as holder:
-        delay = 0.02
-        while True:
-            holder.execute("BEGIN")
-            holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            if holder.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,)).fetchone() == (True,):
-                break
-            holder.execute("ROLLBACK")
-            time.sleep(delay)
-            delay = min(delay * 1.5, 0.5)
+        _get_lock(holder, int.from_bytes(key, "big", signed=True), what)
         try:
             yield
         finally:
-            holder.execute("ROLLBACK")
+            if not holder.closed:
+                holder.execute("ROLLBACK")
+
+
+_only_one = only_one
+
+
+def _get_lock(holder: Connection[Any], key: int, what: str) -> None:
+    give_up = time.monotonic() + PATIENCE
+    pause = 0.02
+    while True:
+        holder.execute("BEGIN")
+        holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        row = holder.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,), prepare=False).fetchone()
+        if row == (True,):
+            return
+        holder.execute("ROLLBACK")
+        if pause == 0.02:
+            logger.info("another process is migrating %s; waiting for it", what)
+        if time.monotonic() > give_up:
+            raise MigrationError(f"another process has been migrating {what} for {PATIENCE:.0f} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
+
+
+# -- one file -----------------------------------------------------------------------------------
 
 
 def _create_schema(conn: Connection[Any], schema: str) -> None:
-    there = conn.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
-    if not there:
-        conn.execute(f'CREATE SCHEMA "{schema}"')
+    # Looked for first: IF NOT EXISTS wants the right to create one even if there is nothing to do.
+    found = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,), prepare=False).fetchone()
+    if found is None:
+        conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
 
 
 def _apply(conn: Connection[Any], schema: str, migration: Migration) -> None:
-    record = (
-        f'INSERT INTO "{schema}".schema_migration (version, name, checksum) VALUES (%s, %s, %s)',
-        (migration.version, migration.name, migration.checksum),
-    )
     text = in_schema(migration.text, schema)
     if migration.transactional:
-        with conn.transaction():
-            conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            conn.execute(text)
-            conn.execute(*record)
+        _apply_in_transaction(conn, schema, migration, text.encode())
         return
-    for statement in re.split(r";\s*$", text, flags=re.MULTILINE):
-        if statement.strip():
-            conn.execute(statement)
-    conn.execute(*record)
+    _drop_invalid_indexes(conn, schema, text)
+    for statement in statements(text):
+        conn.execute(statement.encode())
+    _record(conn, schema, migration)
+
+
+def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migration, text: bytes) -> None:
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            with conn.transaction():
+                conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:.0f}ms'".encode())
+                conn.execute("SET LOCAL statement_timeout = 0")
+                conn.execute(text)
+                _record(conn, schema, migration)
+            return
+        except psycopg.errors.LockNotAvailable:
+            if not left:
+                raise
+            logger.info("a table that %s changes is in use; trying again", migration)
+            time.sleep(LOCK_TIMEOUT / 5)
+
+
+def _record(conn: Connection[Any], schema: str, migration: Migration) -> None:
+    conn.execute(
+        sql.SQL("INSERT INTO {}.schema_migration (version, name, checksum) VALUES (%s, %s, %s)").format(
+            sql.Identifier(schema)
+        ),
+        (migration.version, migration.name, migration.checksum),
+        prepare=False,
+    )
+
+
+def statements(text: str) -> list[str]:
+    """The statements of a file that does not run as a whole."""
+    parts = re.split(r";[ \t]*$", _COMMENT.sub("", text), flags=re.MULTILINE)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _drop_invalid_indexes(conn: Connection[Any], schema: str, text: str) -> None:
+    """Remove what an interrupted CREATE INDEX CONCURRENTLY left: it would count as existing."""
+    found = conn.execute(
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_namespace s ON s.oid = c.relnamespace WHERE s.nspname = %s AND NOT i.indisvalid",
+        (schema,),
+        prepare=False,
+    ).fetchall()
+    for (name,) in found:
+        if re.search(rf"\b{re.escape(name)}\b", text):
+            logger.warning(
+                "the index %s was left unfinished by an interrupted migration; building it again", name
+            )
+            conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(schema, name)))
+
+
+@contextmanager
+def _explained(migration: Migration) -> Generator[None]:
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"this login may not apply {migration}: {error}\nRun setup() once as the owner of the schema, or as a "
+            "role that may create one; whoever uses it after that needs no such right."
+        ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise MigrationError(
+            f"{migration} could not get hold of a table that is in constant use; try again when there is less to do"
+        ) from error
+    except psycopg.Error as error:
+        raise MigrationError(
+            f"{migration} failed: {error}\nNothing of it was kept unless it says so."
+        ) from error
