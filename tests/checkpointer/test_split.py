@@ -1,0 +1,246 @@
+"""Values to manifests and pieces and back, without a database."""
+
+from __future__ import annotations
+
+import copy
+import random
+import string
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.types import Send
+
+from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.split import Decoder, Encoder
+from haive_persistence.checkpointer.thread_log import Batch, ThreadLog
+from haive_persistence.codec import Codec
+
+CODEC = Codec()
+
+
+class Thread:
+    """A thread's pieces in memory, written and read as the saver does, by two 'processes'."""
+
+    def __init__(self) -> None:
+        self.stored: dict[int, bytes] = {}
+        self.log = ThreadLog(1)
+        self.sent_bytes = 0
+
+    def write(self, value: Any) -> tuple[Any, int]:
+        batch = Batch(self.log)
+        manifest = Encoder(CODEC, batch).encode(value)
+        for no, data in batch.send.items():
+            assert self.stored.setdefault(no, data) == data
+            self.sent_bytes += len(data)
+        batch.acknowledge()
+        return mf.unpack(mf.pack(manifest)), batch.base
+
+    def read(self, manifest: Any, base: int, log: ThreadLog | None = None) -> Any:
+        """With `log` None: as a process that knows nothing."""
+        log = log or ThreadLog(1)
+        for no in mf.frozen_numbers(manifest, base):
+            log.frozen[no] = mf.decode_frozen(self.stored[no])
+        for start, count in mf.piece_numbers(manifest, base, log.frozen):
+            for no in range(start, start + count):
+                log.pieces.setdefault(no, self.stored[no])
+        return Decoder(CODEC, log).decode(manifest, base)
+
+
+def exactly(a: Any, b: Any) -> bool:
+    """Equal, and of the same types all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(exactly(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(exactly, a, b))
+    if isinstance(a, float):
+        return a.hex() == b.hex()
+    if isinstance(a, BaseMessage):
+        return exactly(a.__dict__, b.__dict__)
+    return bool(a == b)
+
+
+text = st.text(max_size=80) | st.text(alphabet="ab", min_size=100, max_size=1500)
+atoms = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | text | st.binary(max_size=50)
+messages = st.builds(
+    lambda cls, content, id_, kwargs: cls(content, id=id_, additional_kwargs=kwargs),
+    st.sampled_from([HumanMessage, AIMessage]),
+    text,
+    st.none() | st.uuids().map(str) | st.just("run-1"),
+    st.dictionaries(st.text(max_size=5), st.integers(-5, 5) | st.booleans(), max_size=2),
+)
+values = st.recursive(
+    atoms | messages,
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=20), inner, max_size=8),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(values, min_size=1, max_size=5))
+def test_every_value_comes_back_exactly(history: list[Any]) -> None:
+    """A sequence of values of one channel, each read warm and cold after all are written."""
+    thread = Thread()
+    written = [(copy.deepcopy(v), *thread.write(v)) for v in history]
+    for value, manifest, base in written:
+        assert exactly(thread.read(manifest, base), value)
+        assert exactly(thread.read(manifest, base, thread.log), value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_lists_under_edits(data: st.DataObject) -> None:
+    """Appends, edits in place, removals, reorderings and repeats of messages."""
+    thread = Thread()
+    current: list[Any] = []
+    written = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        operation = data.draw(st.sampled_from(["append", "append", "edit", "remove", "swap", "repeat", "window", "ids"]))
+        if operation == "append" or not current:
+            current += data.draw(st.lists(messages, min_size=1, max_size=4))
+        at = data.draw(st.integers(0, len(current) - 1))
+        if operation == "edit":
+            current[at].content += "."
+        elif operation == "remove":
+            del current[at]
+        elif operation == "swap":
+            current[0], current[at] = current[at], current[0]
+        elif operation == "repeat":
+            current.append(copy.deepcopy(current[at]))
+        elif operation == "window":
+            current = current[at:]
+        elif operation == "ids":
+            for message in current:
+                message.id = message.id or str(uuid.uuid4())
+        written.append((copy.deepcopy(current), *thread.write(list(current))))
+    for value, manifest, base in written:
+        assert exactly(thread.read(manifest, base), value)
+        assert exactly(thread.read(manifest, base, thread.log), value)
+
+
+def test_an_append_only_list_is_one_range() -> None:
+    thread = Thread()
+    current: list[Any] = []
+    for i in range(1000):
+        current.append(HumanMessage(f"message {i} " + "x" * 100, id=f"m{i}"))
+        manifest, _ = thread.write(list(current))
+    assert len(mf.pack(manifest)) < 20
+    assert len(thread.stored) == 1000
+
+
+def test_a_list_of_many_ranges_is_frozen_and_stays_small() -> None:
+    thread = Thread()
+    rng = random.Random(1)
+    current = [HumanMessage(f"message {i} " + "x" * 100, id=f"m{i}") for i in range(400)]
+    written = []
+    for i in range(300):
+        current[rng.randrange(400)] = HumanMessage(f"new {i} " + "x" * 100, id=f"n{i}")
+        written.append((list(current), *thread.write(list(current))))
+    sizes = [len(mf.pack(m)) for _, m, _ in written]
+    assert max(sizes) < 120
+    for value, manifest, base in written[::25]:
+        assert thread.read(manifest, base) == value
+
+
+def test_one_edited_file_of_many_costs_that_file() -> None:
+    thread = Thread()
+    files = {f"src/module_{i}.py": "".join(random.choices(string.printable, k=5000)) for i in range(200)}
+    thread.write(dict(files))
+    before = thread.sent_bytes
+    files["src/module_77.py"] += "# edited"
+    manifest, base = thread.write(dict(files))
+    assert thread.sent_bytes - before < 5500
+    assert thread.read(manifest, base) == files
+
+
+def test_a_message_that_gets_its_id_later_is_stored_once() -> None:
+    thread = Thread()
+    message = HumanMessage("x" * 600)
+    thread.write([message])
+    before = thread.sent_bytes
+    message.id = str(uuid.uuid4())
+    manifest, base = thread.write([message])
+    assert thread.sent_bytes - before < 60
+    assert thread.read(manifest, base) == [message]
+    # the same words said again without an id are another message
+    again = [message, HumanMessage("x" * 600)]
+    again[1].id = str(uuid.uuid4())
+    manifest, base = thread.write(again)
+    assert thread.read(manifest, base) == again
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, True), (1, 1.0), (0.0, -0.0), ("a", ["a"]), ([], {}), (None, False), ("", None), ([1], [True])],
+)
+def test_a_change_of_type_only_is_a_change(before: Any, after: Any) -> None:
+    """Python says 1 == True == 1.0; a message edited in place from one to the other has changed."""
+    thread = Thread()
+    message = AIMessage("x" * 300, id="m", additional_kwargs={"k": before})
+    thread.write([message])
+    message.additional_kwargs["k"] = after
+    manifest, base = thread.write([message])
+    read = thread.read(manifest, base)[0].additional_kwargs["k"]
+    assert exactly(read, after)
+
+
+def test_containers_inside_what_langgraph_wraps() -> None:
+    """`Send` arguments and delta snapshots share the pieces of the messages they carry."""
+    thread = Thread()
+    conversation = [HumanMessage("x" * 300, id=f"m{i}") for i in range(50)]
+    thread.write(conversation)
+    before = len(thread.stored)
+    for value in (Send("worker", {"messages": conversation, "n": 1}), _DeltaSnapshot(conversation)):
+        manifest, base = thread.write([value] if isinstance(value, Send) else value)
+        read = thread.read(manifest, base)
+        assert read == ([value] if isinstance(value, Send) else value)
+    assert len(thread.stored) <= before + 2
+
+
+def test_numbers_lists_are_stored_in_slices() -> None:
+    thread = Thread()
+    embedding = [random.random() for _ in range(1536)]
+    manifest, base = thread.write(embedding)
+    assert len(thread.stored) <= 1536 // 64 + 1
+    assert exactly(thread.read(manifest, base), embedding)
+    before = len(thread.stored)
+    thread.write([*embedding, 0.5])
+    assert len(thread.stored) <= before + 1
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(0, 1000), st.integers(-50, 50))
+def test_items_and_rebase(numbers: list[int], base: int, by: int) -> None:
+    items = mf.encode_items([base + n for n in numbers], base)
+    flat = [n for start, count in mf.decode_items(items, base, {}) for n in range(start, start + count)]
+    assert flat == [base + n for n in numbers]
+    moved = mf.rebase([mf.LIST, items], by)
+    assert list(mf.piece_numbers(moved, base - by, {})) == list(mf.piece_numbers([mf.LIST, items], base, {}))
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.lists(st.integers(0, 40), max_size=60))
+def test_slices_of_a_frozen_sequence(numbers: list[int], frozen: list[int]) -> None:
+    parts = list(mf.slices(numbers, 99, frozen))
+    items = mf.encode_items(parts, 0)
+    flat: list[int] = []
+    for part in mf.decode_items(items, 0, {99: frozen}):
+        flat += range(part[0], part[0] + part[1]) if isinstance(part, tuple) else [part]
+    assert flat == numbers
+    assert mf.decode_frozen(mf.encode_frozen(numbers)) == numbers
+
+
+def test_tool_messages_with_foreign_artifacts() -> None:
+    """An artifact may be anything the serialiser knows: compared by what is stored."""
+    thread = Thread()
+    artifact = {"when": uuid.UUID(int=5)}
+    message = ToolMessage("x" * 200, tool_call_id="c", id="m", artifact=artifact)
+    manifest, base = thread.write([message])
+    assert thread.read(manifest, base) == [message]
+    message.artifact["when"] = uuid.UUID(int=6)
+    manifest, base = thread.write([message])
+    assert thread.read(manifest, base)[0].artifact["when"] == uuid.UUID(int=6)
