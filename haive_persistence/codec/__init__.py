@@ -1,7 +1,9 @@
 """Values to stored bytes and back: serialise, compress, seal.
 
-value --dump--> tagged bytes --pack--> stored bytes        (compressed, sealed if there is a key)
-value <--load-- tagged bytes <-unpack- stored bytes        (authenticated first, then decompressed)
+    value --dump--> tagged bytes --pack--> stored bytes        (compressed; sealed if there is a key)
+    value <--load-- tagged bytes <-unpack- stored bytes        (authenticated first, then decompressed)
+
+Unsealed, a value costs two bytes beside its own: the type tag, and how it was compressed.
 """
 
 from __future__ import annotations
@@ -10,10 +12,20 @@ from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
-from haive_persistence.codec.compress import MAX_SIZE, compress, decompress
-from haive_persistence.codec.seal import Keyring, Sealer, blind_index, context, is_sealed, new_data_key
+from haive_persistence.codec.compress import MAX_SIZE, check_name, compress, decompress
+from haive_persistence.codec.seal import (
+    Keyring,
+    Sealer,
+    blind_index,
+    context,
+    data_key_number,
+    is_sealed,
+    new_data_key,
+    row,
+    wrapping_id,
+)
 from haive_persistence.codec.serialise import SafeSerializer
-from haive_persistence.errors import ConfigError, DecodeError, EncodeError, PersistenceError, WrongKeyError
+from haive_persistence.errors import DecodeError, EncodeError, PersistenceError, WrongKeyError
 
 __all__ = [
     "Codec",
@@ -23,30 +35,48 @@ __all__ = [
     "blind_index",
     "compress",
     "context",
+    "data_key_number",
     "decompress",
     "is_sealed",
     "new_data_key",
+    "row",
+    "wrapping_id",
 ]
 
+# Append-only: the position of a type is the byte it is stored as.
 _TAGS: Final = ("null", "bytes", "bytearray", "msgpack", "json", "pickle")
 _TAG_BYTES: Final = {tag: bytes((number,)) for number, tag in enumerate(_TAGS)}
-_NAMED: Final = 0x7F  # a type of a serialiser of the user's: length and name follow
+_NAMED: Final = 0x7F  # any other type of a foreign serialiser: the length of its name and the name follow
 
 
 class Codec:
-    """Turns values into what is stored, and back."""
+    """Turns values into what is stored, and back.
+
+    `serde` is any serialiser that LangGraph accepts (default: `SafeSerializer()`); `compression` is
+    "zstd" or None; with a `sealer` everything is encrypted, and what is not encrypted is refused.
+    """
 
     def __init__(
         self, serde: Any = None, *, compression: str | None = "zstd", sealer: Sealer | None = None
     ) -> None:
-        if compression not in ("zstd", None):
-            raise ConfigError(f"unknown compression {compression!r}: choose 'zstd' or None")
+        check_name(compression)
         self.serde: SerializerProtocol = maybe_add_typed_methods(SafeSerializer() if serde is None else serde)
         self.compression = compression
         self.sealer = sealer
 
+    def with_serde(self, serde: Any) -> Codec:
+        """The same codec with another serialiser (what a saver's `with_allowlist` needs)."""
+        return Codec(serde, compression=self.compression, sealer=self.sealer)
+
+    def with_sealer(self, sealer: Sealer | None) -> Codec:
+        """The same codec with another tenant's keys, or newer ones."""
+        return Codec(self.serde, compression=self.compression, sealer=sealer)
+
     def dump(self, value: Any) -> bytes:
-        """Serialise: one byte of type tag, then the serialiser's bytes."""
+        """Serialise: one byte of type tag, then the serialiser's bytes.
+
+        Raises EncodeError, naming the part of the value that cannot be stored.
+        """
         try:
             tag, data = self.serde.dumps_typed(value)
         except PersistenceError:
@@ -56,7 +86,7 @@ class Codec:
         return (_TAG_BYTES.get(tag) or _named(tag)) + data
 
     def load(self, data: bytes) -> Any:
-        """Undo `dump`."""
+        """Undo `dump`. Raises DecodeError if the bytes are damaged or of an unknown type."""
         tag, body = _split_tag(data)
         try:
             return self.serde.loads_typed((tag, body))
@@ -66,16 +96,21 @@ class Codec:
             raise DecodeError(f"the serialiser could not read a value of type {tag!r}: {exc}") from exc
 
     def pack(self, data: bytes, aad: bytes) -> bytes:
-        """Compress, and seal for the row that `aad` names if there is a key."""
+        """Compress `data`, and seal it for the row that `aad` (see `context`) names if there are keys."""
         packed = compress(data, self.compression)
         return packed if self.sealer is None else self.sealer.seal(packed, aad)
 
     def unpack(self, stored: bytes, aad: bytes, *, max_size: int = MAX_SIZE) -> bytes:
-        """Undo `pack`: authenticate first, then decompress."""
+        """Undo `pack`: authenticate first, then decompress to at most `max_size` bytes.
+
+        Raises DecodeError if damaged, too large or written by a newer version; with keys also
+        PlaintextRefusedError, WrongKeyError and TamperedError (see `Sealer.open`). Without keys,
+        WrongKeyError if it is sealed.
+        """
         if self.sealer is not None:
             stored = self.sealer.open(stored, aad)
         elif is_sealed(stored):
-            raise WrongKeyError("this row is sealed and no encryption key was given: set encryption_key")
+            raise WrongKeyError("this row is sealed and no key was given: set encryption_key")
         return decompress(stored, max_size=max_size)
 
     def encode(self, value: Any, aad: bytes) -> bytes:
@@ -90,7 +125,7 @@ class Codec:
 def _named(tag: str) -> bytes:
     name = tag.encode()
     if len(name) > 0xFF:
-        raise EncodeError(f"a serialiser's type name may have 255 bytes; {tag[:40]!r}… has {len(name)}")
+        raise EncodeError(f"a serialiser's type name has at most 255 bytes, {tag[:40]!r}… has {len(name)}")
     return bytes((_NAMED, len(name))) + name
 
 
@@ -100,7 +135,9 @@ def _split_tag(data: bytes) -> tuple[str, bytes]:
     number = data[0]
     if number < len(_TAGS):
         return _TAGS[number], data[1:]
-    if number == _NAMED and len(data) > 1 and len(data) >= 2 + data[1]:
-        end = 2 + data[1]
-        return data[2:end].decode("utf-8", "replace"), data[end:]
-    raise DecodeError(f"type tag 0x{number:02x} is unknown: written by a newer version of this package")
+    if number != _NAMED:
+        raise DecodeError(f"type tag 0x{number:02x} is unknown: written by a newer version of this package")
+    end = 2 + int.from_bytes(data[1:2], "big")
+    if len(data) < max(end, 2):
+        raise DecodeError("stored bytes are damaged: they end inside the type's name")
+    return data[2:end].decode("utf-8", "replace"), data[end:]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import ormsgpack
@@ -30,6 +30,7 @@ from langgraph.checkpoint.serde.jsonplus import (
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.codec import kinds
+from haive_persistence.codec.messages import BUILDERS as _MESSAGES
 from haive_persistence.errors import DecodeError
 
 logger = logging.getLogger("haive_persistence.codec")
@@ -37,137 +38,182 @@ logger = logging.getLogger("haive_persistence.codec")
 AllowList = set[tuple[str, ...]] | Literal[True] | None
 """Classes that may be built beside the safe ones: those listed, any loaded data type (True), or none."""
 
+_OPTIONS = ormsgpack.OPT_NON_STR_KEYS
 _MAX_WARNINGS = 1000
+_MAX_FOUND = 4096
+_LARGE = 64 * 1024
+_MAX_COPIES = 16
+
 _warned: set[tuple[str, str, str]] = set()
-_failure = threading.local()  # ormsgpack drops what a hook raises; here it is kept for `decode`
+
+
+class _State(threading.local):
+    error: BaseException | None = None  # ormsgpack drops what a hook raises: kept here for `decode`
+    open_bytes: int = 0  # large extensions being read, each a copy of a part of the one around it
+    limit: int = 0
+
+
+_state = _State()
 
 
 class Reader:
-    """Reads msgpack under one allow-list; the object is the ext hook it gives to ormsgpack."""
+    """Reads msgpack under one allow-list; the object itself is the ext hook that ormsgpack calls."""
 
     def __init__(self, allowed: AllowList) -> None:
-        self.allowed = allowed
+        self.allowed: AllowList = allowed
+        self._found: dict[tuple[Any, ...], tuple[Any, kinds.Builder]] = {}
 
     def decode(self, data: bytes) -> Any:
         """Read a value; DecodeError if the bytes are damaged."""
         try:
-            return ormsgpack.unpackb(data, ext_hook=self, option=ormsgpack.OPT_NON_STR_KEYS)
+            return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
         except ormsgpack.MsgpackDecodeError as exc:
-            cause = _failure.__dict__.pop("error", None)
-            if isinstance(cause, MemoryError):
-                raise cause from None
-            if isinstance(cause, DecodeError):
-                raise cause from None
-            raise DecodeError(f"stored bytes are damaged: {cause or exc}") from (cause or exc)
+            error, _state.error = _state.error, None
+            if isinstance(error, (DecodeError, MemoryError)):
+                raise error from None
+            if isinstance(error, RecursionError):
+                raise DecodeError("stored value is nested deeper than Python can follow") from error
+            if isinstance(error, Exception) or error is None:
+                raise DecodeError(f"stored bytes are damaged: {error or exc}") from (error or exc)
+            raise error from None  # KeyboardInterrupt
 
     def __call__(self, code: int, data: bytes) -> Any:
-        parts = ormsgpack.unpackb(data, ext_hook=self, option=ormsgpack.OPT_NON_STR_KEYS)
         try:
-            return _EXTENSIONS[code](self, code, parts)
-        except KeyError:
-            error = DecodeError(f"extension {code} is unknown: written by a newer version of the serialiser")
+            if len(data) >= _LARGE:
+                parts = self._read_large(data)
+            else:
+                parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+            if code == EXT_PYDANTIC_V2:
+                build = _MESSAGES.get((parts[0], parts[1]))
+                if build is not None and (message := build(parts[2])) is not None:
+                    return message
+            return (_EXTENSIONS.get(code) or _unknown)(self, code, parts)
         except BaseException as exc:
-            error = exc
-        _failure.error = error
-        raise error
+            # ormsgpack's own error, passing through the hooks around it, says less than the first
+            if _state.error is None or type(exc) is not ormsgpack.MsgpackDecodeError:
+                _state.error = exc
+            raise
+
+    def _read_large(self, data: bytes) -> Any:
+        """Bounds the memory of nested extensions: every level holds a copy of all inside it."""
+        if not _state.open_bytes:
+            _state.limit = _MAX_COPIES * len(data)
+        if _state.open_bytes + len(data) > _state.limit:
+            raise DecodeError("stored value is damaged: objects in objects would need too much memory")
+        _state.open_bytes += len(data)
+        try:
+            return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+        finally:
+            _state.open_bytes -= len(data)
 
     def build(self, code: int, parts: Any) -> Any:
         """The object that `parts` (module, name, payload, …) describes, or its payload."""
         module, name, payload, extras = _read_parts(parts)
-        builder = self.find(code, module, name, extras)
+        builder = self._find(code, module, name, extras)
         if builder is None:
             return payload
         try:
             return builder(code, payload, extras)
-        except MemoryError:
+        except (MemoryError, RecursionError):
             raise
         except Exception as exc:
-            _warn(
-                "unbuilt",
-                module,
-                name,
-                "Could not restore %s.%s from stored data (%s); its plain data is returned instead.",
-                type(exc).__name__,
-            )
+            text = "Could not restore %s.%s from stored data (%s); its plain data is returned instead."
+            _warn("unbuilt", module, name, text, type(exc).__name__)
             return payload
 
-    def find(self, code: int, module: str, name: str, extras: dict[str, str]) -> kinds.Builder | None:
-        """What builds `module.name`, or None (with the reason logged once) if nothing may."""
-        key = (module, name)
-        builder = kinds.OWN.get(key)
-        if builder is not None:
-            return builder
-        listed = self.allowed is not True and self.allowed is not None and key in self.allowed
-        safe = key in _langgraph.SAFE_MSGPACK_TYPES
-        if not (safe or listed or self.allowed is True):
-            return self._refuse(key, "is not in allowed_msgpack_modules: add it there")
-        if module not in sys.modules:
-            return self._refuse(key, f"belongs to a module that is not loaded: import {module} first")
-        cls = kinds.lookup(module, extras.get("qualname", name))
-        if cls is None:
-            return self._refuse(key, "is not a class that its module has under that name")
-        builder = kinds.builder(cls, code, trusted=safe or listed)
-        if builder is None:
-            return self._refuse(
-                key, "is not a data type: to build it anyway, list it in allowed_msgpack_modules"
-            )
+    def _find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> kinds.Builder | None:
+        """`find`, remembered for as long as the module has the same thing under that name."""
+        if extras:
+            return self.find(code, module, name, extras)
+        key = (code, module, name)
+        known = self._found.get(key)
+        if known is not None and kinds.attribute(module, name) is known[0]:
+            return known[1]
+        builder = self.find(code, module, name, extras)
+        if builder is not None and (found := kinds.attribute(module, name)) is not None:
+            if len(self._found) >= _MAX_FOUND:
+                self._found.clear()
+            self._found[key] = (found, builder)
         return builder
 
-    def _refuse(self, key: tuple[str, str], reason: str) -> None:
-        emit_serde_event({"kind": "msgpack_blocked", "module": key[0], "name": key[1]})
-        _warn(
-            "blocked",
-            *key,
-            "Not restoring %s.%s: it %s. Its plain data is returned instead.",
-            reason,
+    def find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> kinds.Builder | None:
+        """What builds `module.name`, or None (with the reason logged once) if nothing may."""
+        key = (module, name)
+        if own := kinds.OWN.get(key):
+            return own
+        listed = isinstance(self.allowed, set) and key in self.allowed
+        safe = key in _langgraph.SAFE_MSGPACK_TYPES
+        if not (safe or listed or self.allowed is True):
+            return _refuse(module, name, "it is not in allowed_msgpack_modules: add it there")
+        if module not in sys.modules:
+            return _refuse(module, name, f"its module is not loaded: import {module} before reading")
+        cls = kinds.lookup(module, name, extras.get("qualname", name))
+        if cls is None:
+            return _refuse(module, name, "its module has no class of that name")
+        builder = kinds.builder(cls, code, trusted=safe or listed)
+        return builder or _refuse(
+            module, name, "it is not a data type: list it in allowed_msgpack_modules if it is to be built"
         )
 
 
-def _read_parts(parts: Any) -> tuple[str, str, Any, dict[str, str]]:
-    match parts:
-        case [str(module), str(name), payload, *rest]:
-            extras = rest[-1] if rest and isinstance(rest[-1], dict) else {}
-            return module, name, payload, extras
-        case _:
-            raise DecodeError("stored bytes are damaged: an object without module, name and payload")
+def _refuse(module: str, name: str, reason: str) -> kinds.Builder | None:
+    emit_serde_event({"kind": "msgpack_blocked", "module": module, "name": name})
+    _warn("blocked", module, name, "Not restoring %s.%s: %s. Its plain data is returned instead.", reason)
+    return None
 
 
 def _warn(kind: str, module: str, name: str, text: str, detail: str) -> None:
     """Log once per kind and type; best effort between threads, bounded for made-up names."""
     key = (kind, module, name)
-    if key in _warned or len(_warned) >= _MAX_WARNINGS:
-        return
-    _warned.add(key)
-    logger.warning(text, module, name, detail)
+    if key not in _warned and len(_warned) < _MAX_WARNINGS:
+        _warned.add(key)
+        logger.warning(text, module, name, detail)
+
+
+_NO_EXTRAS: Mapping[str, str] = {}
+
+
+def _read_parts(parts: Any) -> tuple[str, str, Any, Mapping[str, str]]:
+    if type(parts) is not list or len(parts) < 3 or type(parts[0]) is not str or type(parts[1]) is not str:
+        raise DecodeError("stored bytes are damaged: an object without module, name and payload")
+    extras = parts[-1] if len(parts) > 3 and type(parts[-1]) is dict else _NO_EXTRAS
+    return parts[0], parts[1], parts[2], extras
+
+
+# --- one function per extension code ----------------------------------------------------------
 
 
 def _call_method(reader: Reader, code: int, parts: Any) -> Any:
     module, name, payload, _ = _read_parts(parts)
     method = parts[3] if len(parts) > 3 else None
-    if (module, name, method) == ("datetime", "datetime", "fromisoformat"):
-        try:
-            return kinds.datetime_from_iso(payload)
-        except Exception:
-            return payload
+    if (module, name, method) == kinds.FROM_ISO:
+        return reader.build(EXT_CONSTRUCTOR_SINGLE_ARG, [module, "datetime.fromisoformat", payload])
     emit_serde_event(
         {"kind": "msgpack_method_blocked", "module": module, "name": name, "method": str(method)}
     )
-    _warn("method", module, name, "Not calling a method of %s.%s: %s is not on the safe list.", str(method))
+    _warn("method", module, name, "Not calling a method of %s.%s: %r is not on the safe list.", str(method))
     return payload
 
 
 def _array(reader: Reader, code: int, parts: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is None:
-        return (
-            reader._refuse(("numpy", "ndarray"), "belongs to a module that is not loaded: import numpy first")
-            or parts
-        )
-    match parts:
-        case [kind, list(shape), str(order), bytes(buffer)]:
-            return kinds.array(numpy, kind, shape, order, buffer)
-        case _:
-            raise DecodeError("stored bytes are damaged: not a numpy array")
+        _refuse("numpy", "ndarray", "its module is not loaded: import numpy before reading")
+        return parts
+    try:
+        return kinds.array(numpy, *parts)
+    except (TypeError, ValueError) as exc:
+        text = "Could not restore a %s.%s from stored data (%s); its plain data is returned instead."
+        _warn("unbuilt", "numpy", "ndarray", text, str(exc))
+        return parts
+
+
+def _delta(reader: Reader, code: int, parts: Any) -> Any:
+    return _DeltaSnapshot(parts)
+
+
+def _unknown(reader: Reader, code: int, parts: Any) -> Any:
+    raise DecodeError(f"extension code {code} is unknown: written by a newer version of the serialiser")
 
 
 _EXTENSIONS: dict[int, Callable[[Reader, int, Any], Any]] = {
@@ -178,5 +224,5 @@ _EXTENSIONS: dict[int, Callable[[Reader, int, Any], Any]] = {
     EXT_PYDANTIC_V1: Reader.build,
     EXT_PYDANTIC_V2: Reader.build,
     EXT_NUMPY_ARRAY: _array,
-    EXT_DELTA_SNAPSHOT: lambda reader, code, parts: _DeltaSnapshot(parts),
+    EXT_DELTA_SNAPSHOT: _delta,
 }

@@ -140,7 +140,7 @@ def _model(cls: type) -> Describer:
 def _dataclass(cls: type) -> Describer:
     # not dataclasses.asdict: it deep-copies, and flattens nested types
     module, name, extras = cls.__module__, cls.__name__, _extras(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls)]
     return lambda obj: (
         EXT_CONSTRUCTOR_KW_ARGS,
         (module, name, {field: getattr(obj, field) for field in names}, *extras),
@@ -182,8 +182,14 @@ def _iso_keeps(zone: Any) -> bool:
     if zone is None or zone is timezone.utc:
         return True
     if isinstance(zone, ZoneInfo):
-        return zone.key is None
+        return not _has_key(zone)
     return not isinstance(zone, timezone) or len(_timezone_args(zone)) == 1
+
+
+def _has_key(zone: ZoneInfo) -> bool:
+    return (
+        getattr(zone, "key", None) is not None
+    )  # not if it was made from a file, whatever the type stub says
 
 
 def _timezone_args(zone: timezone) -> tuple[Any, ...]:
@@ -192,7 +198,7 @@ def _timezone_args(zone: timezone) -> tuple[Any, ...]:
 
 def _zone(cls: type) -> Describer:
     def describe(obj: ZoneInfo) -> Described:
-        if obj.key is None:
+        if not _has_key(obj):
             raise TypeError("a ZoneInfo made from a file has no key by which it could be restored")
         return EXT_CONSTRUCTOR_SINGLE_ARG, (cls.__module__, cls.__name__, obj.key)
 

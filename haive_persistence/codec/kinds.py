@@ -34,45 +34,69 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 from pydantic import BaseModel, RootModel
 
+from haive_persistence.codec.models import build_model, build_root_model
+
 Builder = Callable[[int, Any, Mapping[str, str]], Any]
+"""Called with the extension code, the payload and the extras."""
+
+FROM_ISO = ("datetime", "datetime", "fromisoformat")
+"""The one method that stored data may name."""
 
 _FIELDS = frozenset({EXT_CONSTRUCTOR_KW_ARGS, EXT_PYDANTIC_V1, EXT_PYDANTIC_V2})
+_SINGLE = frozenset({EXT_CONSTRUCTOR_SINGLE_ARG})
 _ARGUMENTS = frozenset({EXT_CONSTRUCTOR_SINGLE_ARG, EXT_CONSTRUCTOR_POS_ARGS, EXT_CONSTRUCTOR_KW_ARGS})
 
 _MAX_KNOWN = 4096
-_known: dict[type, tuple[frozenset[int], Builder] | None] = {}
+_Known = tuple[frozenset[int], Builder] | None
+_known: dict[type, _Known] = {}
 
 
-def lookup(module: str, qualname: str) -> type | None:
-    """The class of that name in a loaded module.
+# --- finding a class --------------------------------------------------------------------------
 
-    Attributes are read from `__dict__`: a module's or class's `__getattr__` may import. A class that
-    another module defines (a re-export) counts if it can be found where it says it lives.
+
+def attribute(module: str, name: str) -> Any:
+    """What a loaded module has under a name, or None.
+
+    Read past `__getattr__` and `__getattribute__`: a lazy module's may import.
     """
-    found = _walk(module, qualname)
+    found = sys.modules.get(module)
+    try:
+        return object.__getattribute__(found, "__dict__").get(name)
+    except AttributeError:
+        return None
+
+
+def lookup(module: str, name: str, qualname: str) -> type | None:
+    """The class `name` of a loaded module, nested in others if `qualname` says so.
+
+    A class that another module defines (a re-export) counts if it can be found where it says it lives.
+    """
+    found = attribute(module, name) if qualname == name else _nested(module, qualname)
     if not isinstance(found, type):
         return None
+    if qualname != name:
+        return found if found.__name__ == name else None
     home, own_name = found.__module__, found.__qualname__
-    if (home, own_name) != (module, qualname) and _walk(home, own_name) is not found:
-        return None
+    if (home, own_name) == (module, name) or _nested(home, own_name) is found:
+        return found
+    return None
+
+
+def _nested(module: str, qualname: str) -> Any:
+    first, *rest = qualname.split(".")
+    found = attribute(module, first)
+    for step in rest:
+        found = vars(found).get(step) if isinstance(found, type) else None
     return found
 
 
-def _walk(module: str, qualname: str) -> Any:
-    found: Any = sys.modules.get(module)
-    # a generic pydantic model is kept in its module as "Box[int]", dots of its arguments included
-    whole = getattr(found, "__dict__", {}).get(qualname)
-    if whole is not None:
-        return whole
-    for step in qualname.split("."):
-        found = getattr(found, "__dict__", {}).get(step)
-    return found
+# --- what kind it is --------------------------------------------------------------------------
 
 
 def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
     """What builds `cls` from a payload of this extension code, or None if it is not data.
 
-    `trusted`: the class is on LangGraph's safe list or on the user's: then any class will do.
+    `trusted`: the class is on LangGraph's safe list or on the user's; then any class will do.
     """
     try:
         known = _known[cls]
@@ -85,37 +109,19 @@ def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
     return partial(_construct, cls) if trusted else None
 
 
-def _classify(cls: type) -> tuple[frozenset[int], Builder] | None:
+def _classify(cls: type) -> _Known:
     if issubclass(cls, _actors()):
         return None
-    if issubclass(cls, Enum):
-        return (frozenset({EXT_CONSTRUCTOR_SINGLE_ARG}), partial(_enum, cls)) if cls.__members__ else None
-    if issubclass(cls, RootModel):
-        return _FIELDS, partial(_root_model, cls)
-    if issubclass(cls, BaseModel):
-        return _FIELDS, partial(_model, cls)
-    if issubclass(cls, _pydantic_v1()):
-        return _FIELDS, partial(_model_v1, cls)
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return _FIELDS, partial(_construct, cls)
-    if dataclasses.is_dataclass(cls):
-        return _FIELDS, partial(_dataclass, cls)
-    if callable(getattr(cls, "get_secret_value", None)):
-        return frozenset({EXT_CONSTRUCTOR_SINGLE_ARG}), partial(_construct, cls)
-    if issubclass(cls, (set, frozenset)):
-        return _ARGUMENTS, partial(_set, cls)
-    if issubclass(cls, _VALUES):
-        return _ARGUMENTS, partial(_construct, cls)
+    for recognises, codes, build in _KINDS:
+        if recognises(cls):
+            return codes, partial(build, cls)
     return None
 
 
 def _actors() -> tuple[type, ...]:
-    """Classes that are pydantic models or dataclasses, but do things rather than hold them."""
-    return tuple(
-        cls
-        for module, name in _ACTORS
-        if isinstance(cls := vars(sys.modules[module]).get(name) if module in sys.modules else None, type)
-    )
+    """Classes whose instances may be models or dataclasses, but do things rather than hold them."""
+    found = (attribute(module, name) for module, name in _ACTORS)
+    return tuple(cls for cls in found if isinstance(cls, type))
 
 
 _ACTORS = (
@@ -123,14 +129,18 @@ _ACTORS = (
     ("langchain_core.embeddings.embeddings", "Embeddings"),
     ("langchain_core.vectorstores.base", "VectorStore"),
     ("langchain_core.callbacks.base", "BaseCallbackHandler"),
-    ("pydantic_settings.main", "BaseSettings"),  # _env_file= would read any file
+    ("pydantic_settings.main", "BaseSettings"),  # its _env_file= would read any file
     ("pydantic.v1.env_settings", "BaseSettings"),
 )
 
 
-def _pydantic_v1() -> tuple[type, ...]:
-    module = sys.modules.get("pydantic.v1.main")
-    return (module.BaseModel,) if module is not None else ()
+def _is_model_v1(cls: type) -> bool:
+    base = attribute("pydantic.v1.main", "BaseModel")
+    return isinstance(base, type) and issubclass(cls, base)
+
+
+def _is_kind_of(*bases: type) -> Callable[[type], bool]:
+    return lambda cls: issubclass(cls, bases)
 
 
 # --- builders ---------------------------------------------------------------------------------
@@ -144,27 +154,37 @@ def _construct(cls: Callable[..., Any], code: int, payload: Any, extras: Mapping
     return cls(**payload)
 
 
+def _send(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+    if code != EXT_CONSTRUCTOR_POS_ARGS or len(payload) != 3:
+        return _construct(cls, code, payload, extras)
+    node, arg, timeout = payload
+    return cls(node, arg, timeout=timeout)
+
+
 def _enum(cls: type[Enum], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    if "member" in extras:
-        return cls[extras["member"]]
-    return cls(payload)
+    return cls[extras["member"]] if "member" in extras else cls(payload)
 
 
 def _set(cls: Callable[..., Any], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
     if code != EXT_CONSTRUCTOR_SINGLE_ARG:
         return _construct(cls, code, payload, extras)
-    return cls(map(_hashable, payload))
+    try:
+        return cls(payload)
+    except TypeError:
+        return cls(map(_hashable, payload))
+
+
+def _hashable(value: Any) -> Any:
+    """msgpack turns tuples into lists; where only a hashable thing can stand, it was a tuple."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    try:
-        return cls(**payload)
-    except Exception:
-        return cls.model_construct(**payload)
+    return build_model(cls, payload)
 
 
 def _root_model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    return cls.model_validate(payload)
+    return build_root_model(cls, payload)
 
 
 def _model_v1(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
@@ -175,60 +195,69 @@ def _model_v1(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> A
 
 
 def _dataclass(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[str, str]) -> Any:
-    late = {field.name for field in dataclasses.fields(cls) if not field.init} & payload.keys()
+    late = [field.name for field in dataclasses.fields(cls) if not field.init and field.name in payload]
     if not late:
         return cls(**payload)
     made = cls(**{name: value for name, value in payload.items() if name not in late})
-    for name in late:
+    for name in late:  # fields that __init__ does not take
         object.__setattr__(made, name, payload[name])
     return made
 
 
-def _hashable(value: Any) -> Any:
-    """msgpack turns tuples into lists; where only a hashable thing can stand, it was a tuple."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+# --- builders of standard types, whatever is loaded or patched --------------------------------
 
 
-def datetime_from_iso(text: str) -> datetime:
-    """The one method that stored data may call."""
-    return datetime.fromisoformat(text)
+def _from_iso(code: int, payload: Any, extras: Mapping[str, str]) -> datetime:
+    return datetime.fromisoformat(payload)
 
 
-def array(numpy: Any, kind: Any, shape: list[int], order: str, buffer: bytes) -> Any:
-    """A numpy array of its own memory (so that it can be written to), never of objects."""
-    dtype = numpy.dtype([tuple(field) for field in kind] if isinstance(kind, list) else kind)
-    return numpy.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
-
-
-def _send(code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    cls = vars(sys.modules["langgraph.types"])["Send"]
-    if code != EXT_CONSTRUCTOR_POS_ARGS or len(payload) == 2:
-        return _construct(cls, code, payload, extras)
-    node, arg, timeout = payload
-    return cls(node, arg, timeout=timeout)
-
-
-def _dict(code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+def _dict(code: int, payload: Any, extras: Mapping[str, str]) -> dict[Any, Any]:
     return {_hashable(key): value for key, value in payload}
 
 
-def _str(code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    data, encoding, errors = payload
-    if (encoding, errors) != ("utf-8", "surrogatepass"):
-        raise ValueError("not a string this package wrote")
+def _str(code: int, payload: Any, extras: Mapping[str, str]) -> str:
+    data, *how = payload
+    if how != ["utf-8", "surrogatepass"]:
+        raise ValueError("not a form that this package writes")
     return bytes.decode(data, "utf-8", "surrogatepass")
 
 
-def _int(code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+def _int(code: int, payload: Any, extras: Mapping[str, str]) -> int:
     digits, base = payload
-    return int(digits, 16 if base == 16 else 10)
+    if base != 16:
+        raise ValueError("not a form that this package writes")
+    return int(digits, 16)
+
+
+def _number_of_numpy(name: str, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+    cls = attribute("numpy", name)
+    return payload if cls is None else cls(payload)
+
+
+def array(numpy: Any, kind: Any, shape: list[int], order: str, buffer: bytes) -> Any:
+    """A numpy array of its own memory (so that it can be written to), never of objects.
+
+    Raises TypeError or ValueError if these are not the parts of one.
+    """
+    fields = [_field(*field) for field in kind] if isinstance(kind, list) else _field("", kind)[1]
+    dtype = numpy.dtype(fields)
+    return numpy.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
+
+
+_DTYPE = re.compile(r"[<>|=][biufcmMSUV]\d*(\[\w+\])?")
+
+
+def _field(name: str, kind: str, *shape: Any) -> tuple[Any, ...]:
+    # numpy.dtype() understands much more than what dtype.str yields, some of it by importing
+    if not _DTYPE.fullmatch(kind):
+        raise ValueError(f"not a type of numbers: {kind!r}")
+    return name, kind, *(_hashable(part) for part in shape)
 
 
 _VALUES: tuple[type, ...] = (
     deque,
     UUID,
     Decimal,
-    pathlib.PurePath,
     timedelta,
     date,
     time,
@@ -239,23 +268,45 @@ _VALUES: tuple[type, ...] = (
     IPv6Interface,
     IPv6Network,
 )
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 OWN: dict[tuple[str, str], Builder] = {
     **{(cls.__module__, cls.__name__): partial(_construct, cls) for cls in _VALUES},
     ("datetime", "datetime"): partial(_construct, datetime),
+    ("datetime", "datetime.fromisoformat"): _from_iso,
     ("datetime", "timezone"): partial(_construct, timezone),
     ("zoneinfo", "ZoneInfo"): partial(_construct, ZoneInfo),
     ("re", "compile"): partial(_construct, re.compile),
     ("builtins", "set"): partial(_set, set),
     ("builtins", "frozenset"): partial(_set, frozenset),
+    # forms that only this package writes; LangGraph's permissive reader understands them too
     ("builtins", "dict"): _dict,
     ("builtins", "str"): _str,
     ("builtins", "int"): _int,
+    **{
+        ("numpy", name): partial(_number_of_numpy, name)
+        for name in ("bool_", "float16", "float32", "float64", *_NUMBERS)
+    },
     # Python 3.13 keeps pathlib's classes in a private module
     **{
         (module, name): partial(_construct, getattr(pathlib, name))
         for module in ("pathlib", "pathlib._local")
-        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+        for name in _PATHS
     },
 }
-"""Builders of the standard library's types, whatever modules are loaded or patched."""
+"""Builders of the standard library's types, by the name they are stored under."""
+
+_KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], Callable[..., Any]], ...] = (
+    (lambda cls: issubclass(cls, Enum) and bool(cls.__members__), _SINGLE, _enum),
+    (_is_kind_of(RootModel), _FIELDS, _root_model),
+    (_is_kind_of(BaseModel), _FIELDS, _model),
+    (_is_model_v1, _FIELDS, _model_v1),
+    (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _construct),
+    (dataclasses.is_dataclass, _FIELDS, _dataclass),
+    (lambda cls: callable(getattr(cls, "get_secret_value", None)), _SINGLE, _construct),
+    (_is_kind_of(set, frozenset), _SINGLE, _set),
+    (_is_kind_of(*_VALUES, pathlib.PurePath), _ARGUMENTS, _construct),
+    (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _send),
+)
+"""A test of a class, the extension codes it may be built from, and its builder."""

@@ -1,24 +1,47 @@
-"""`SafeSerializer`: LangGraph's serialiser, safe by default and exact."""
+"""`SafeSerializer`: LangGraph's serialiser, safe without being told to be, and exact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.documents.base import Document
+from langchain_core.messages.chat import ChatMessage
+from langchain_core.messages.function import FunctionMessage
+from langchain_core.messages.modifier import RemoveMessage
 from langgraph.checkpoint.serde import _msgpack as _langgraph
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from haive_persistence.codec.decoding import Reader
+from haive_persistence.codec.decoding import AllowList, Reader
 from haive_persistence.codec.encoding import encode
-from haive_persistence.codec.legacy import read_json
+from haive_persistence.codec.legacy import JsonReader
 from haive_persistence.errors import DecodeError
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde._msgpack import AllowedMsgpackModules
 
+_LOADED = (Document, ChatMessage, FunctionMessage, RemoveMessage)
+"""Safe types of LangGraph's whose modules it may not have loaded itself: reading imports nothing."""
+
 
 class SafeSerializer(JsonPlusSerializer):
-    """LangGraph's serialiser that never imports, never unpickles and never calls what data names."""
+    """Reads and writes what LangGraph's `JsonPlusSerializer` does, and is safe without a setting.
+
+    Reading imports no module, calls no function or method, unpickles nothing, and builds only data:
+    LangGraph's safe types, and enums, named tuples, dataclasses, pydantic models and the like of
+    modules that are already loaded. Anything else comes back as the plain data it was stored as,
+    with a warning. Graphs with state types of their own need no setting.
+
+    `allowed_msgpack_modules` makes it stricter: only the safe types and the classes listed (as
+    classes, or as `(module, name)`) are built, None allows none, True is the default; the environment
+    variable LANGGRAPH_STRICT_MSGPACK=true makes None the default. `allowed_json_modules` lists
+    classes (as tuples of dotted path and name) to build from the JSON of old LangGraph releases
+    beside the safe types.
+
+    Values come back as they were written, NaN, lone surrogates, integers of any size and dict keys of
+    any type included. As with LangGraph's serialiser, a tuple comes back as a list (but not as a
+    dict key or in a set), and an instance of a subclass of str, int, list or dict as its base class.
+    """
 
     def __init__(
         self,
@@ -29,21 +52,25 @@ class SafeSerializer(JsonPlusSerializer):
         super().__init__(
             allowed_msgpack_modules=allowed_msgpack_modules, allowed_json_modules=allowed_json_modules
         )
-        self._follow_allowlist()
+        self._follow_allowlists()
 
-    def _follow_allowlist(self) -> None:
-        self._reader = Reader(self._allowed_msgpack_modules)
+    def _follow_allowlists(self) -> None:
+        self._reader = Reader(_as_allowlist(self._allowed_msgpack_modules))
+        self._json_reader = JsonReader(self._reader, _as_allowlist(self._allowed_json_modules))
         self._unpack_ext_hook = self._reader
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[tuple[str, ...] | type]) -> JsonPlusSerializer:
-        """This serialiser with more classes allowed; itself if it already allows any data type."""
+        """A serialiser that also builds these classes; this one if it builds all data types anyway."""
         clone = super().with_msgpack_allowlist(extra_allowlist)
         if isinstance(clone, SafeSerializer) and clone is not self:
-            clone._follow_allowlist()
+            clone._follow_allowlists()
         return clone
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        """The type tag and bytes of a value; EncodeError names the part that cannot be stored."""
+        """The type tag and bytes of a value.
+
+        Raises EncodeError, naming the part of the value that cannot be stored.
+        """
         if obj is None:
             return "null", b""
         if isinstance(obj, bytes):
@@ -53,7 +80,10 @@ class SafeSerializer(JsonPlusSerializer):
         return "msgpack", encode(obj)
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """The value of a type tag and bytes; DecodeError if they are damaged or of an unknown type."""
+        """The value of a type tag and bytes.
+
+        Raises DecodeError if they are damaged, of an unknown type, or pickled.
+        """
         tag, body = data
         match tag:
             case "msgpack":
@@ -65,10 +95,12 @@ class SafeSerializer(JsonPlusSerializer):
             case "bytearray":
                 return bytearray(body)
             case "json":
-                return read_json(body, self._reader)
+                return self._json_reader.decode(body)
             case "pickle":
-                raise DecodeError(
-                    "this value is pickled, and reading a pickle may run any code: it is refused"
-                )
+                raise DecodeError("this value is pickled, and reading a pickle may run any code: refused")
             case _:
                 raise DecodeError(f"unknown serialisation type {tag!r}")
+
+
+def _as_allowlist(allowed: object) -> AllowList:
+    return allowed if isinstance(allowed, set) else True if allowed is True else None
