@@ -312,7 +312,7 @@ class Engine:
             last, size = (found[-1] if found else None), len(found)
             try:
                 if filter:
-                    await fetch_missing(db, readers, found, values=False)
+                    await fetch_missing(db, readers, found, "metadata")
                     found = [s for s in found if contains(readers[s.thread].metadata(s.head), filter)]
                 await fetch_missing(db, readers, found)
                 if thread_id is not None:
@@ -345,12 +345,13 @@ class Engine:
             if reader is None or not chain:
                 return {channel: {"writes": []} for channel in channels}
             try:
-                await fetch_missing(db, {address.thread: reader}, chain, values=False)
+                await fetch_missing(db, {address.thread: reader}, chain, "delta")
                 walks = {channel: _walk(reader, chain, channel) for channel in channels}
                 if len(chain) > depth and any(seed is None for _, seed in walks.values()):
                     depth *= 8
                     continue
-                await reader.fetch(db, _needed_by(reader, walks))
+                if missing := _needed_by(reader, walks):
+                    await reader.fetch(db, missing)
                 return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
@@ -364,11 +365,11 @@ class Page(NamedTuple):
 
 
 async def fetch_missing(
-    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[Stored], *, values: bool = True
+    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[Stored], want: str = "all"
 ) -> None:
     """Bring what some checkpoints need into memory: one statement per thread that lacks something."""
     for thread, reader in readers.items():
-        if missing := reader.needed((s for s in stored if s.thread == thread), values=values):
+        if missing := reader.needed((s for s in stored if s.thread == thread), want):
             await reader.fetch(db, missing)
 
 

@@ -89,15 +89,16 @@ class Maintenance:
     async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""
         codec = await self._engine.codec(db)
-        epoch = new_epoch()
         async with db.transaction() as tx:
-            if not await tx.fetch_all(self._queries["next_epoch"], {"thread": key, "epoch": epoch}):
+            row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
+            if row is None:
                 return
-            thread = await self._whole(tx, codec, key, epoch)
+            thread = await self._whole(tx, codec, key, row[0])
             doomed: set[Place] = choose(thread)
             if doomed:
                 await self._delete(tx, key, thread, doomed)
-        self._engine.cache.drop(key.bytes)
+        if doomed:
+            self._engine.cache.drop(key.bytes)
 
     async def _whole(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
         params = {"thread": key}
@@ -122,7 +123,7 @@ class Maintenance:
             )
             for ns_key, id_, parent, ns, _, payload in heads
         ]
-        if missing := reader.needed(checkpoints, values=False):
+        if missing := reader.needed(checkpoints, "metadata"):
             await reader.fetch(tx, missing)
         # A run saves its writes in the background: those of a checkpoint not saved yet are kept.
         return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
@@ -133,11 +134,18 @@ class Maintenance:
         places = sorted(doomed)
         params: dict[str, Any] = {
             "thread": key,
+            "epoch": new_epoch(),
             "ns_keys": [ns for ns, _ in places],
             "ids": [id_ for _, id_ in places],
             "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
         }
-        names = ["delete_checkpoints", "delete_writes", "forget_parents", "delete_pieces_outside"]
+        names = [
+            "next_epoch",
+            "delete_checkpoints",
+            "delete_writes",
+            "forget_parents",
+            "delete_pieces_outside",
+        ]
         statements = [Statement(self._queries[n], params) for n in names]
         if not kept and not thread.loose_writes:
             statements.append(Statement(self._queries["delete_thread"], {"threads": [key]}))

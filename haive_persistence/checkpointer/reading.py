@@ -94,19 +94,22 @@ class ThreadReader:
 
     # --- pieces
 
-    def needed(self, stored: Iterable[Stored], *, values: bool = True) -> set[int]:
-        """The pieces of some checkpoints that are not known yet."""
+    def needed(self, stored: Iterable[Stored], want: str = "all") -> set[int]:
+        """The pieces of some checkpoints that are not known yet.
+
+        `want`: "all", "metadata" (enough to filter by), or "delta" (writes and snapshots, to replay).
+        """
         pieces = self.log.pieces
         missing: set[int] = set()
         for s in stored:
             if s.head.template not in pieces:
                 missing.add(s.head.template)
-            for m in s.head.manifests() if values else s.head.fields[8]:
+            for m in _wanted(s.head, want):
                 self.add_missing(m, s.head.base, missing)
             for w in s.writes:
                 if w.template not in pieces:
                     missing.add(w.template)
-                for m in w.manifests if values else ():
+                for m in w.manifests if want != "metadata" else ():
                     self.add_missing(m, w.base, missing)
         return missing
 
@@ -204,6 +207,14 @@ class ThreadReader:
             key=itemgetter(0),
         )
         return [(task, name, m, base) for _, task, name, m, base in in_order]
+
+
+def _wanted(head: records.Head, want: str) -> list[mf.Manifest]:
+    if want == "all":
+        return head.manifests()
+    if want == "metadata":
+        return head.fields[8]
+    return [m for m in head.values if type(m) is list and m and m[0] == mf.SNAPSHOT]
 
 
 class _Names:

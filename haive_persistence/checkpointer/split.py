@@ -137,9 +137,10 @@ def unpack_uuid(packed: bytes | str) -> str:
 class _Ids:
     """The ids that the messages of one list have besides their pieces."""
 
-    __slots__ = ("by_piece", "new")
+    __slots__ = ("bare", "by_piece", "new")
 
     def __init__(self) -> None:
+        self.bare: set[int] = set()  # messages without an id: their pieces are given none in this list
         self.by_piece: dict[int, int] = {}  # message piece -> id piece
         self.new: dict[int, tuple[str, Key, Key]] = {}  # message piece -> id, key with it, key without
 
@@ -241,10 +242,15 @@ class Encoder:
         key = key_of(type(message), fields)
         found = self._batch.find(key)
         if type(found) is int:
-            return found
+            if message.id is not None:
+                return found
+            if found not in ids.by_piece:
+                ids.bare.add(found)
+                return found
+            return self._batch.intern("apart", self._dump([message]), LISTS)
         if found is not None:
             no, id_piece = cast("tuple[int, int]", found)
-            if ids.by_piece.setdefault(no, id_piece) == id_piece:
+            if no not in ids.bare and ids.by_piece.setdefault(no, id_piece) == id_piece:
                 return no
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
             ids.add(
@@ -255,7 +261,10 @@ class Encoder:
         if message_key(message) != fields or found is not None:
             # A node changed it meanwhile (or its piece has another id here): known by its bytes only.
             return self._batch.intern("list", data, LISTS)
-        return self._batch.add(key, data, LISTS)
+        no = self._batch.add(key, data, LISTS)
+        if message.id is None:
+            ids.bare.add(no)
+        return no
 
     def _stored_bare(self, message: BaseMessage, fields: bytes, ids: _Ids) -> int | None:
         """The piece of the same message without its id: it was written before its list gave it one."""
@@ -263,7 +272,8 @@ class Encoder:
         if bare is None or message_key(message) != fields:
             return None
         found = self._batch.find(key_of(type(message), bare))
-        return found if type(found) is int and found not in ids.by_piece else None
+        taken = found in ids.by_piece or found in ids.bare
+        return found if type(found) is int and not taken else None
 
     def _give_ids(self, ids: _Ids) -> None:
         """One piece with the ids that messages of this list got. A piece is given an id once."""

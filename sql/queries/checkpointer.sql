@@ -289,9 +289,13 @@ DELETE FROM haive.pending_write WHERE thread_key = ANY (%(threads)s::uuid[]);
 -- All pieces of some threads.
 DELETE FROM haive.piece WHERE thread_key = ANY (%(threads)s::uuid[]);
 
+-- name: lock_thread
+-- Take the thread for ourselves until the transaction ends.
+SELECT epoch FROM haive.thread WHERE thread_key = %(thread)s FOR UPDATE;
+
 -- name: next_epoch
--- Take the thread for ourselves until the transaction ends, and make what others know of it stale.
-UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s RETURNING 1;
+-- Make what others know of the thread stale.
+UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s;
 
 -- name: all_heads
 -- Every checkpoint of a thread, newest first.

@@ -15,7 +15,9 @@ from haive_persistence.db import Database
 _steps = itertools.count(1)
 
 
-def make_checkpoint(values: dict[str, Any], versions: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def make_checkpoint(
+    values: dict[str, Any], versions: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """A checkpoint as LangGraph makes it; every channel at the same version unless given."""
     step = next(_steps)
     return {

@@ -67,7 +67,14 @@ def exactly(a: Any, b: Any) -> bool:
 
 
 text = st.text(max_size=80) | st.text(alphabet="ab", min_size=100, max_size=1500)
-atoms = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | text | st.binary(max_size=50)
+atoms = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | text
+    | st.binary(max_size=50)
+)
 messages = st.builds(
     lambda cls, content, id_, kwargs: cls(content, id=id_, additional_kwargs=kwargs),
     st.sampled_from([HumanMessage, AIMessage]),
@@ -101,7 +108,9 @@ def test_lists_under_edits(data: st.DataObject) -> None:
     current: list[Any] = []
     written = []
     for _ in range(data.draw(st.integers(1, 12))):
-        operation = data.draw(st.sampled_from(["append", "append", "edit", "remove", "swap", "repeat", "window", "ids"]))
+        operation = data.draw(
+            st.sampled_from(["append", "append", "edit", "remove", "swap", "repeat", "window", "ids"])
+        )
         if operation == "append" or not current:
             current += data.draw(st.lists(messages, min_size=1, max_size=4))
         at = data.draw(st.integers(0, len(current) - 1))

@@ -26,8 +26,16 @@ NAMESPACES = ("", "child", "sub:1")
 CHANNELS = ("messages", "files", "note")
 SAVERS = 3
 
-scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=60)
-files = st.dictionaries(st.sampled_from([f"f{i}.py" for i in range(9)]), st.text(min_size=200, max_size=400), max_size=9)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=60)
+)
+files = st.dictionaries(
+    st.sampled_from([f"f{i}.py" for i in range(9)]), st.text(min_size=200, max_size=400), max_size=9
+)
 texts = st.sampled_from(["yes", "no", "hello " * 20, "x" * 300, "y" * 1200])
 
 
@@ -46,7 +54,9 @@ class Model(RuleBasedStateMachine):
 
     # --- making checkpoints
 
-    def _put(self, saver: int, thread: str, ns: str, parent: str | None, values: dict[str, Any], changed: list[str]) -> str:
+    def _put(
+        self, saver: int, thread: str, ns: str, parent: str | None, values: dict[str, Any], changed: list[str]
+    ) -> str:
         self.step += 1
         before = self._line(thread, ns).get(parent) if parent else None
         versions = dict(before["checkpoint"]["channel_versions"]) if before else {}
@@ -88,8 +98,19 @@ class Model(RuleBasedStateMachine):
         data=st.data(),
     )
     def next_checkpoint(
-        self, saver: int, thread: str, ns: str, fork: bool, texts: list[str], edit: bool, drop: bool, with_ids: bool,
-        new_files: dict[str, str], note: Any, read_first: bool, data: st.DataObject,
+        self,
+        saver: int,
+        thread: str,
+        ns: str,
+        fork: bool,
+        texts: list[str],
+        edit: bool,
+        drop: bool,
+        with_ids: bool,
+        new_files: dict[str, str],
+        note: Any,
+        read_first: bool,
+        data: st.DataObject,
     ) -> None:
         """Another super-step: messages appended, one edited in place, one removed; files changed."""
         line = self._line(thread, ns)
@@ -127,13 +148,22 @@ class Model(RuleBasedStateMachine):
         saver=st.integers(0, SAVERS - 1),
         thread=st.sampled_from(THREADS),
         ns=st.sampled_from(NAMESPACES),
-        task=st.sampled_from(["11111111-1111-1111-1111-111111111111", "ffffffff-2222-2222-2222-222222222222", "t3"]),
+        task=st.sampled_from(
+            ["11111111-1111-1111-1111-111111111111", "ffffffff-2222-2222-2222-222222222222", "t3"]
+        ),
         values=st.lists(texts, min_size=1, max_size=3),
         special=st.booleans(),
         data=st.data(),
     )
     def pending_writes(
-        self, saver: int, thread: str, ns: str, task: str, values: list[str], special: bool, data: st.DataObject
+        self,
+        saver: int,
+        thread: str,
+        ns: str,
+        task: str,
+        values: list[str],
+        special: bool,
+        data: st.DataObject,
     ) -> None:
         line = self._line(thread, ns)
         if not line:

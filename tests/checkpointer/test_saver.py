@@ -1,0 +1,540 @@
+"""What a user of the saver relies on, operation by operation; among it each defect known of its peers."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from haive_persistence import errors
+from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer.identity import decode_id, encode_id
+from haive_persistence.db import Database
+from tests.checkpointer.conftest import RoundTrips, make_checkpoint, store, thread
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+def values_of(saver: Checkpointer, config: Any = None) -> dict[str, Any]:
+    found = saver.get_tuple(config or thread())
+    assert found is not None
+    return found.checkpoint["channel_values"]
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\x00b",
+        "lone \ud800 surrogate",
+        float("inf"),
+        float("-inf"),
+        -0.0,
+        Colour.RED,
+        2**63,
+        2**70,
+        b"\x00\xff",
+        "",
+    ],
+)
+def test_values_that_break_other_savers_come_back(saver: Checkpointer, new_saver: Any, value: Any) -> None:
+    store(
+        saver,
+        {"plain": value, "inside": {"deep": [value]}, "message": [HumanMessage(str(value)[:5], id="m")]},
+    )
+    for reader in (saver, new_saver()):
+        found = values_of(reader)
+        for read in (found["plain"], found["inside"]["deep"][0]):
+            assert type(read) is type(value)
+            assert read == value
+            assert math.copysign(1, read) == math.copysign(1, value) if isinstance(value, float) else True
+
+
+def test_nan_comes_back(saver: Checkpointer) -> None:
+    store(saver, {"n": float("nan"), "in": [float("nan")]})
+    found = values_of(saver)
+    assert math.isnan(found["n"])
+    assert math.isnan(found["in"][0])
+
+
+def test_metadata_keeps_every_character(saver: Checkpointer) -> None:
+    store(saver, {"a": 1}, note="with \x00 NUL", nested={"n": [1, 2.5, None]}, flag=True)
+    found = saver.get_tuple(thread())
+    assert found is not None
+    assert found.metadata["note"] == "with \x00 NUL"  # type: ignore[typeddict-item]
+    assert found.metadata["nested"] == {"n": [1, 2.5, None]}  # type: ignore[typeddict-item]
+
+
+def test_a_value_that_cannot_be_stored_is_refused_and_nothing_is_kept(saver: Checkpointer) -> None:
+    with pytest.raises(errors.EncodeError):
+        store(saver, {"bad": object()})
+    assert saver.get_tuple(thread()) is None
+
+
+def test_a_constant_value_is_stored_once(saver: Checkpointer, database: Database, dsn: str) -> None:
+    """The incumbent writes a 100 kB string into every checkpoint."""
+    constant = "".join(chr(33 + i * 7 % 90) for i in range(100_000))
+    config = thread()
+    for step in range(20):
+        config = store(saver, {"prompt": constant, "step": step}, config)
+    with psycopg.connect(dsn) as conn:
+        size = conn.execute(
+            "SELECT (SELECT sum(octet_length(payload)) FROM haive.piece WHERE tenant_id = %(t)s)"
+            " + (SELECT sum(octet_length(head)) FROM haive.checkpoint WHERE tenant_id = %(t)s)",
+            {"t": database.tenant},
+        ).fetchone()[0]
+    assert size < 130_000
+
+
+# --- ids
+
+
+@pytest.mark.parametrize("thread_id", ["t", 7, -1, uuid.UUID(int=3), "with space/and:signs%_", "ü" * 100])
+def test_thread_ids_that_users_pass(saver: Checkpointer, thread_id: Any) -> None:
+    config = store(saver, {"a": 1}, thread(thread_id))
+    assert config["configurable"]["thread_id"] == thread_id
+    saver.put_writes(config, [("a", 2)], "task")
+    assert values_of(saver, thread(thread_id)) == {"a": 1}
+    assert values_of(saver, thread(str(thread_id))) == {"a": 1}
+    assert len(list(saver.list(thread(thread_id)))) == 1
+    saver.copy_thread(thread_id, "copy")
+    saver.prune([thread_id])
+    saver.delete_thread(thread_id)
+    assert saver.get_tuple(thread(thread_id)) is None
+    assert values_of(saver, thread("copy")) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "thread_id", ["", "a\x00b", "\ud800", None, 1.5, True, {"$gt": ""}, ["t"], b"t", "x" * 2000]
+)
+def test_thread_ids_that_are_refused(saver: Checkpointer, thread_id: Any) -> None:
+    with pytest.raises(errors.InvalidIdentifierError):
+        saver.get_tuple(thread(thread_id))
+    with pytest.raises(errors.InvalidIdentifierError):
+        store(saver, {"a": 1}, thread(thread_id))
+    with pytest.raises(errors.InvalidIdentifierError):
+        saver.delete_thread(thread_id)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"checkpoint_ns": 5},
+        {"checkpoint_ns": "a\x00"},
+        {"checkpoint_id": {"$ne": 1}},
+        {"checkpoint_id": "\ud800"},
+    ],
+)
+def test_other_ids_that_are_refused(saver: Checkpointer, bad: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidIdentifierError):
+        saver.get_tuple({"configurable": {"thread_id": "t", **bad}})
+
+
+def test_a_config_without_a_thread_is_refused(saver: Checkpointer) -> None:
+    with pytest.raises(errors.InvalidInputError, match="thread_id"):
+        saver.get_tuple({"configurable": {}})
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [
+        "1",
+        "checkpoint-00001",
+        "0123456789abcde",
+        "ff" * 8,
+        "1F1E5379-6e1b-61e6-8001-b6e4016293c2",
+        str(uuid6()),
+    ],
+)
+def test_checkpoint_ids_of_any_text(saver: Checkpointer, id_: str) -> None:
+    assert decode_id(encode_id(id_)) == id_
+    checkpoint = make_checkpoint({"a": 1}, id=id_)
+    config = saver.put(thread(checkpoint_id="parent-1"), checkpoint, {}, {})  # type: ignore[arg-type]
+    found = saver.get_tuple(config)
+    assert found is not None
+    assert found.checkpoint["id"] == id_
+    assert found.parent_config == thread(checkpoint_id="parent-1")
+
+
+def test_ids_sort_as_text_does(saver: Checkpointer) -> None:
+    ids = sorted(str(uuid6(clock_seq=i)) for i in range(20))
+    assert sorted(ids, key=encode_id) == ids
+    words = sorted(["1", "10", "2", "a", "b", "checkpoint-00001", "checkpoint-000011", "ü"])
+    assert sorted(words, key=encode_id) == words
+
+
+# --- reading
+
+
+def test_snapshots_share_nothing(saver: Checkpointer, new_saver: Any) -> None:
+    config = thread()
+    messages: list[Any] = []
+    for i in range(6):
+        messages = [
+            *messages,
+            AIMessage(f"m{i} " + "x" * 100, id=f"m{i}", additional_kwargs={"k": {"deep": [1]}}),
+        ]
+        config = store(saver, {"messages": messages, "files": {"a": "x" * 2000, "b": ["y" * 2000]}}, config)
+    for reader in (saver, new_saver()):
+        first, *rest = list(reader.list(thread()))
+        broken = first.checkpoint["channel_values"]
+        for message in broken["messages"]:
+            message.content = "changed"
+            message.additional_kwargs["k"]["deep"].append(2)
+            message.response_metadata["x"] = 1
+            message.tool_calls.append({"name": "n", "args": {}, "id": "i", "type": "tool_call"})
+        broken["messages"].clear()
+        broken["files"]["b"].append("changed")
+        for found in (*rest, reader.get_tuple(thread())):
+            assert found is not None
+            seen = found.checkpoint["channel_values"]
+            assert seen["messages"] == messages[: len(seen["messages"])]
+            assert seen["files"] == {"a": "x" * 2000, "b": ["y" * 2000]}
+
+
+def test_a_message_edited_in_place_is_saved(saver: Checkpointer, new_saver: Any) -> None:
+    """Messages are mutable: their identity says nothing."""
+    messages = [HumanMessage(f"m{i}", id=f"m{i}") for i in range(5)]
+    config = store(saver, {"messages": messages})
+    messages[2].content = "edited"
+    store(saver, {"messages": messages}, config)
+    assert [m.content for m in values_of(new_saver())["messages"]] == ["m0", "m1", "edited", "m3", "m4"]
+    assert values_of(new_saver(), config)["messages"][2].content == "m2"
+
+
+def test_a_channel_that_did_not_change_keeps_its_value(saver: Checkpointer, new_saver: Any) -> None:
+    """Only channels in `new_versions` changed, says LangGraph: others are what the parent has."""
+    first = make_checkpoint({"a": ["x" * 2000], "b": 1})
+    config = saver.put(thread(), first, {}, first["channel_versions"])  # type: ignore[arg-type]
+    second = make_checkpoint({"a": ["x" * 2000], "b": 2}, {**first["channel_versions"], "b": 10**6})
+    saver.put(config, second, {}, {"b": 10**6})  # type: ignore[arg-type]
+    assert values_of(new_saver()) == {"a": ["x" * 2000], "b": 2}
+
+
+def test_list_limits_before_and_filters(saver: Checkpointer) -> None:
+    configs = [thread()]
+    for step in range(150):
+        configs.append(
+            store(saver, {"n": step}, configs[-1], source="loop" if step % 2 else "input", score=step * 1.0)
+        )
+    assert [t.checkpoint["channel_values"]["n"] for t in saver.list(thread(), limit=3)] == [149, 148, 147]
+    assert len(list(saver.list(thread()))) == 150
+    assert [t.checkpoint["channel_values"]["n"] for t in saver.list(thread(), before=configs[3])] == [1, 0]
+    assert len(list(saver.list(None, filter={"source": "loop"}))) == 75
+    assert [
+        t.checkpoint["channel_values"]["n"] for t in saver.list(thread(), filter={"source": "loop"}, limit=2)
+    ] == [149, 147]
+    assert len(list(saver.list(None, filter={"score": 9}))) == 1
+    assert list(saver.list(None, filter={"source' OR 1=1 --": "x"})) == []
+    assert list(saver.list(thread(), limit=0)) == []
+
+
+def test_reads_of_one_thread_need_no_other(saver: Checkpointer) -> None:
+    store(saver, {"a": 1}, thread("x"))
+    store(saver, {"a": 2}, thread("xy"))
+    store(saver, {"a": 3}, thread("x", ns="sub"))
+    assert values_of(saver, thread("x")) == {"a": 1}
+    assert len(list(saver.list({"configurable": {"thread_id": "x"}}))) == 2
+
+
+# --- writes
+
+
+def test_a_retried_write_counts_once_and_a_special_one_replaces(saver: Checkpointer, new_saver: Any) -> None:
+    config = store(saver, {"a": 1})
+    saver.put_writes(config, [("a", 1), ("b", 2)], "task-1", "~p, 1")
+    new_saver().put_writes(config, [("a", 9), ("b", 9), ("c", 3)], "task-1", "~p, 1")
+    saver.put_writes(config, [("__interrupt__", "first")], "task-2", "~p, 0")
+    saver.put_writes(config, [("__interrupt__", "second")], "task-2", "~p, 0")
+    found = new_saver().get_tuple(thread())
+    assert found.pending_writes == [
+        ("task-2", "__interrupt__", "second"),
+        ("task-1", "a", 1),
+        ("task-1", "b", 2),
+        ("task-1", "c", 3),
+    ]
+
+
+def test_writes_need_a_checkpoint(saver: Checkpointer) -> None:
+    with pytest.raises(errors.InvalidInputError):
+        saver.put_writes(thread(), [("a", 1)], "task")
+
+
+def test_writes_may_come_before_their_checkpoint(saver: Checkpointer, new_saver: Any) -> None:
+    checkpoint = make_checkpoint({"a": 1})
+    saver.put_writes(thread(checkpoint_id=checkpoint["id"]), [("a", ["x" * 100])], "task")
+    assert saver.get_tuple(thread()) is None
+    saver.put(thread(), checkpoint, {}, {})  # type: ignore[arg-type]
+    found = new_saver().get_tuple(thread())
+    assert found.pending_writes == [("task", "a", ["x" * 100])]
+
+
+# --- round trips
+
+
+def test_round_trip_budgets(saver: Checkpointer, new_saver: Any, round_trips: RoundTrips) -> None:
+    messages = [HumanMessage(f"m{i} " + "x" * 300, id=f"m{i}") for i in range(100)]
+    config = store(saver, {"messages": messages})
+    assert round_trips.of(lambda: store(saver, {"messages": [*messages, HumanMessage("next")]}, config)) == 1
+    assert round_trips.of(lambda: saver.put_writes(config, [("messages", [AIMessage("y" * 300)])], "t")) == 1
+    assert round_trips.of(lambda: saver.get_tuple(thread())) == 1
+    cold = new_saver()
+    assert round_trips.of(lambda: cold.get_tuple(thread())) == 2
+    assert round_trips.of(lambda: cold.put_writes(config, [("messages", [AIMessage("y" * 300)])], "t")) == 1
+    assert round_trips.of(lambda: store(new_saver(), {"messages": messages}, thread("new"))) == 1
+    assert round_trips.of(lambda: list(new_saver().list(thread(), limit=10))) == 2
+
+
+def test_round_trips_of_delta_history(saver: Checkpointer, new_saver: Any, round_trips: RoundTrips) -> None:
+    config = store(
+        saver, {"messages": _DeltaSnapshot([HumanMessage(f"m{i} " + "x" * 99) for i in range(50)])}
+    )
+    for i in range(60):
+        saver.put_writes(config, [("messages", [HumanMessage(f"w{i} " + "x" * 99)])], "task")
+        config = store(saver, {"other": i}, config)
+    history: dict[str, Any] = {}
+
+    def read(reader: Checkpointer) -> None:
+        history.update(reader.get_delta_channel_history(config=thread(), channels=["messages"]))
+
+    assert round_trips.of(lambda: read(new_saver())) == 2
+    assert len(history["messages"]["seed"].value) == 50
+    assert [w[2][0].content.split()[0] for w in history["messages"]["writes"]] == [f"w{i}" for i in range(60)]
+    saver.get_tuple(thread())
+    assert round_trips.of(lambda: read(saver)) == 1
+
+
+def test_fragmented_lists_read_in_two_round_trips(
+    saver: Checkpointer, new_saver: Any, round_trips: RoundTrips
+) -> None:
+    messages = [HumanMessage(f"m{i} " + "x" * 100, id=f"m{i}") for i in range(300)]
+    config = store(saver, {"messages": messages})
+    for i in range(0, 300, 2):
+        messages[i] = HumanMessage(f"edited {i} " + "x" * 100, id=f"m{i}")
+        config = store(saver, {"messages": messages}, config)
+    cold = new_saver()
+    assert round_trips.of(lambda: cold.get_tuple(thread())) == 2
+    assert values_of(cold)["messages"] == messages
+
+
+# --- several at once
+
+
+def test_parallel_tasks_of_one_run(saver: Checkpointer, new_saver: Any) -> None:
+    config = store(saver, {"a": 1})
+
+    def write(i: int) -> None:
+        saver.put_writes(config, [("messages", [HumanMessage(f"result {i} " + "x" * 200)])], f"task-{i:02}")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, range(48)))
+    found = new_saver().get_tuple(thread())
+    assert [w[2][0].content.split()[1] for w in found.pending_writes] == [str(i) for i in range(48)]
+
+
+def test_two_processes_on_one_thread(new_saver: Any) -> None:
+    """Both write checkpoints and name each other's messages; neither waits for nor overwrites the other."""
+    a, b = new_saver(), new_saver()
+    config = store(a, {"messages": [HumanMessage("start")]})
+    for i in range(30):
+        writer = a if i % 2 else b
+        found = writer.get_tuple(thread())
+        messages = [*found.checkpoint["channel_values"]["messages"], HumanMessage(f"m{i}", id=str(i))]
+        config = store(writer, {"messages": messages}, found.config)
+    assert [m.content for m in values_of(new_saver(), config)["messages"]] == [
+        "start",
+        *(f"m{i}" for i in range(30)),
+    ]
+
+
+def test_writers_racing_with_prune_and_delete(new_saver: Any) -> None:
+    """Whatever interleaves, a checkpoint that was acknowledged and not deleted reads back whole."""
+    writer, pruner = new_saver(), new_saver()
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def prune() -> None:
+        try:
+            while not stop.is_set():
+                pruner.prune(["t"])
+        except BaseException as exc:
+            failures.append(exc)
+
+    background = threading.Thread(target=prune)
+    background.start()
+    messages: list[Any] = []
+    config = thread()
+    try:
+        for i in range(60):
+            messages = [*messages, HumanMessage(f"m{i} " + "x" * 200, id=str(i))]
+            config = store(writer, {"messages": messages}, config)
+            writer.put_writes(config, [("messages", [AIMessage(f"w{i} " + "y" * 200)])], "task")
+            found = new_saver().get_tuple(thread())
+            assert found.checkpoint["channel_values"]["messages"] == messages
+            assert found.pending_writes[0][2][0].content.startswith(f"w{i}")
+    finally:
+        stop.set()
+        background.join()
+    assert not failures
+
+
+def test_first_puts_of_a_thread_race(new_saver: Any) -> None:
+    """Several processes make the same thread at the same moment."""
+    savers = [new_saver() for _ in range(8)]
+    barrier = threading.Barrier(8)
+
+    def first(i: int) -> None:
+        barrier.wait()
+        store(savers[i], {"messages": [HumanMessage(f"from {i} " + "x" * 100)]}, thread(checkpoint_id=None))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(first, range(8)))
+    found = list(new_saver().list(thread()))
+    assert sorted(t.checkpoint["channel_values"]["messages"][0].content[:6] for t in found) == [
+        f"from {i}" for i in range(8)
+    ]
+
+
+def test_one_object_serves_blocking_and_async_code_together(saver: Checkpointer) -> None:
+    async def both() -> None:
+        config = store(saver, {"a": 1})  # blocking, inside a running loop
+        found = await saver.aget_tuple(config)
+        assert found is not None
+        await asyncio.gather(*(saver.aput_writes(config, [("a", i)], f"task-{i}") for i in range(20)))
+        assert len([t async for t in saver.alist(config)]) == 1
+        await asyncio.to_thread(saver.put_writes, config, [("a", 1)], "from a thread")
+        found = saver.get_tuple(config)
+        assert found is not None
+        assert len(found.pending_writes or []) == 21
+
+    asyncio.run(both())
+    asyncio.run(both())  # another loop, the same object
+
+
+def test_forked_children_write_in_lanes_of_their_own(saver: Checkpointer) -> None:
+    from haive_persistence.checkpointer import saver as module
+
+    store(saver, {"messages": [HumanMessage("x" * 100)]})
+    log = saver._engine.cache.get(next(iter(saver._engine.cache._logs)))  # type: ignore[arg-type]
+    assert log is not None
+    assert log.lane is not None
+    module._forget_in_child()
+    assert not saver._engine.cache._logs
+
+
+# --- maintenance
+
+
+def test_prune_keeps_what_a_paused_run_needs(saver: Checkpointer, new_saver: Any) -> None:
+    config = thread()
+    for i in range(10):
+        config = store(
+            saver, {"messages": [HumanMessage(f"m{j} " + "x" * 200, id=str(j)) for j in range(i + 1)]}, config
+        )
+    saver.put_writes(config, [("messages", [AIMessage("pending " + "x" * 200)])], "task")
+    new_saver().prune(["t"])
+    found = new_saver().get_tuple(thread())
+    assert len(found.checkpoint["channel_values"]["messages"]) == 10
+    assert found.pending_writes[0][2][0].content.startswith("pending")
+    assert found.parent_config is None
+    assert len(list(saver.list(thread()))) == 1
+
+
+def test_prune_takes_the_space_of_what_it_deletes(saver: Checkpointer, database: Database, dsn: str) -> None:
+    config = thread()
+    for i in range(20):
+        config = store(saver, {"draft": f"draft {i} " + chr(65 + i) * 5000}, config)
+    saver.prune(["t"])
+    with psycopg.connect(dsn) as conn:
+        count = conn.execute(
+            "SELECT count(*) FROM haive.piece WHERE tenant_id = %s", (database.tenant,)
+        ).fetchone()[0]
+    assert count <= 2
+
+
+def test_wrong_arguments_are_told_apart(saver: Checkpointer) -> None:
+    with pytest.raises(errors.InvalidInputError):
+        saver.prune("t")  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError):
+        saver.prune(["t"], strategy="keep_everything")
+    with pytest.raises(errors.InvalidInputError):
+        saver.delete_for_runs("run")  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError):
+        saver.copy_thread("t", "t")
+    with pytest.raises(errors.ConfigError):
+        Checkpointer(42)  # type: ignore[arg-type]
+
+
+def test_threads_of_other_tenants_do_not_exist(saver: Checkpointer) -> None:
+    store(saver, {"secret": 1})
+    other = saver.for_tenant("somebody else")
+    assert other.get_tuple(thread()) is None
+    assert list(other.list(None)) == []
+    other.delete_thread("t")
+    other.prune(["t"], strategy="delete")
+    other.delete_for_runs(["r"])
+    other.copy_thread("t", "mine")
+    assert other.get_tuple(thread("mine")) is None
+    assert values_of(saver) == {"secret": 1}
+
+
+# --- drop-in
+
+
+def test_from_conn_string_and_setup(dsn: str) -> None:
+    with Checkpointer.from_conn_string(dsn) as saver:
+        saver.setup()
+        saver.setup()
+        config = store(saver, {"a": 1}, thread("drop-in"))
+        assert values_of(saver, config) == {"a": 1}
+
+    async def asynchronous() -> None:
+        async with Checkpointer.from_conn_string(dsn, pipeline=True) as saver:
+            await saver.setup()
+            found = await saver.aget_tuple(thread("drop-in"))
+            assert found is not None
+
+    asyncio.run(asynchronous())
+
+
+def test_versions_go_on_from_an_imported_thread(saver: Checkpointer) -> None:
+    assert saver.get_next_version(None, None) == 1
+    assert saver.get_next_version(41, None) == 42
+    imported = "00000000000000000000000000000003.0.2440990277421464"
+    following = saver.get_next_version(imported, None)
+    assert following > imported
+    assert following.startswith("00000000000000000000000000000004.")
+
+
+def test_a_large_value_and_many_large_values(saver: Checkpointer, new_saver: Any) -> None:
+    """The incumbent's pipeline mode hangs at 1 MiB."""
+    big = {
+        "one": "x" * 3_000_000,
+        "many": ["y" * 100_000 + str(i) for i in range(40)],
+        "bytes": b"\x00" * 2_000_000,
+    }
+    store(saver, big)
+    assert values_of(new_saver()) == big
+
+
+def test_with_allowlist_keeps_the_database_and_hides_decoded_objects(saver: Checkpointer) -> None:
+    store(saver, {"messages": [HumanMessage("x" * 100, id="m")]})
+    saver.get_tuple(thread())
+    clone = saver.with_allowlist([("some.module", "Type")])
+    assert values_of(clone)["messages"][0].content == "x" * 100
+    assert clone.database is saver.database
