@@ -1,12 +1,14 @@
-"""One embedded server per test session, one schema per module, a fresh tenant per test."""
+"""One embedded server per test session, a database per module, a fresh tenant per test."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -26,15 +28,28 @@ def server() -> Iterator[EmbeddedServer]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def dsn(server: EmbeddedServer) -> Iterator[str]:
-    """A fresh, empty database for the module."""
+@contextmanager
+def _new_database(server: EmbeddedServer) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}")
     yield server.dsn(name)
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def dsn(server: EmbeddedServer) -> Iterator[str]:
+    """An empty database for the module."""
+    with _new_database(server) as made:
+        yield made
+
+
+@pytest.fixture
+def empty_dsn(server: EmbeddedServer) -> Iterator[str]:
+    """An empty database for this test alone."""
+    with _new_database(server) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +70,16 @@ def tenant() -> str:
 def database(_module_database: Database, tenant: str) -> Database:
     """The module's database, migrated, seen as a tenant that has nothing yet."""
     return _module_database.for_tenant(tenant)
+
+
+@pytest.fixture
+def connected(dsn: str) -> Iterator[Callable[..., Database]]:
+    """Makes a Database of one's own on the module's database, with settings: `connected(pool_size=1)`."""
+    with ExitStack() as opened:
+
+        def make(**settings: Any) -> Database:
+            made = Database(PersistenceConfig(**{"connection_string": dsn, **settings}))
+            opened.callback(made.close)
+            return made
+
+        yield make

@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import migrate
+from haive_persistence.db import failures, migrate
 from haive_persistence.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,7 +104,22 @@ LEFT JOIN pg_roles app ON app.rolname = role.name
 
 
 def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
-    """Bring the schema up to date, see who we are, and say how connections are to be set up."""
+    """Bring the schema up to date, see who we are, and say how connections are to be set up.
+
+    Raises MigrationError, ConfigError, UnavailableError or another DatabaseError.
+    """
+    try:
+        return _prepare(connect, config)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigError(
+            f"this login may not use the schema {config.schema!r}: its owner must grant it USAGE on the schema, "
+            f"and SELECT, INSERT, UPDATE and DELETE on all tables in it. ({error})"
+        ) from error
+    except psycopg.Error as error:
+        raise failures.from_driver(error) from error
+
+
+def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
     with connect() as conn:
         if not migrate.is_current(conn, config.schema):
             migrate.migrate(connect, config.schema)

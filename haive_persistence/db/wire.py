@@ -240,7 +240,7 @@ class Wire:
         for statement in bound:
             answers += self._queue_one(statement)
             places.append(answers - 1)
-        while len(self._names) > MAX_PREPARED + len(bound):
+        while len(self._names) > max(MAX_PREPARED, len(bound)):
             answers += self._forget_oldest()
         for text in after:
             pg.send_query_params(text, None)

@@ -1,0 +1,80 @@
+"""Calls that tasks make in the same tick of an event loop, answered together.
+
+Ten tasks that each read an item cost ten round trips, or one when they are asked as one. Whoever
+asks first schedules the answer for the end of the tick; nobody waits for anything else, and nothing
+is held back while an earlier answer is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+#: Calls answered at once. More only makes the first of them wait for the last.
+MOST_AT_ONCE = 500
+
+
+class Ticks(Generic[Asked, Answer]):
+    """Joins calls into batches, per event loop.
+
+    `answer` takes what was asked, in order, and returns the answers in the same order. When it fails
+    for several at once, each is asked again alone, so that one call's error is nobody else's.
+    """
+
+    def __init__(self, answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
+        self._answer = answer
+        self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[Asked, asyncio.Future[Answer]]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Asked) -> Answer:
+        """The answer to one question, given together with those of this tick."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        waiting = self._waiting.get(loop)
+        if waiting is None:
+            self._waiting[loop] = waiting = []
+            loop.call_soon(self._start, loop)
+        waiting.append((question, future))
+        return await future
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = loop.create_task(self._run(self._waiting.pop(loop)))
+        self._running.add(task)  # a loop keeps only weak references to its tasks
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, asked: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+        for start in range(0, len(asked), MOST_AT_ONCE):
+            part = [(question, future) for question, future in asked[start : start + MOST_AT_ONCE] if not future.done()]
+            if not await self._settle(part) and len(part) > 1:
+                for one in part:
+                    await self._settle([one])
+        # Cancelled callers have their answer already.
+
+    async def _settle(self, part: list[tuple[Asked, asyncio.Future[Answer]]]) -> bool:
+        """Whether these are answered; an error is the answer of a call that is alone."""
+        try:
+            answers = await self._answer([question for question, _ in part]) if part else []
+        except BaseException as error:
+            if len(part) > 1 and isinstance(error, Exception):
+                return False
+            for _, future in part:
+                if not future.done():
+                    _fail(future, error)
+            if not isinstance(error, Exception):
+                raise
+            return True
+        for (_, future), answer in zip(part, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+        return True
+
+
+def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
+    if isinstance(error, asyncio.CancelledError):
+        future.cancel()
+    else:
+        future.set_exception(error)
