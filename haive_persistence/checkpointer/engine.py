@@ -8,6 +8,7 @@ a wrong state.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -52,12 +53,14 @@ class Engine:
     """One tenant's checkpoints; every method takes the `Db` to work on, blocking or asynchronous."""
 
     def __init__(
-        self, queries: Mapping[str, Query], tenant: str, cache: ProcessCache, codec: CodecSource
+        self, queries: Mapping[str, Query], tenant: str, cache: ProcessCache, codec: CodecSource,
+        searchable: Sequence[str] = (),
     ) -> None:
         self.queries = queries
         self.tenant = tenant
         self.cache = cache
         self.codec = codec
+        self.searchable = searchable
 
     def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
         return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
@@ -99,7 +102,7 @@ class Engine:
                 "parent": parent,
                 "ns": address.ns,
                 "run_key": codec.run_key(str(run)) if run else None,
-                "labels": None,
+                "labels": labels_of(kept_metadata, self.searchable),
                 "frozen": sorted(encoder.structural) or None,
                 "head": codec.seal_head(address.thread, address.ns_key, id_, head),
             }
@@ -265,6 +268,7 @@ class Engine:
         limit: int | None,
     ) -> AsyncIterator[CheckpointTuple]:
         name, params, thread_id = self._list_query(config, before)
+        params["labels"] = labels_of(filter or {}, self.searchable)
         codec = await self.codec(db)
         left = limit
         while left is None or left > 0:
@@ -420,6 +424,18 @@ def stored_metadata(config: Config, metadata: CheckpointMetadata) -> dict[str, A
             if isinstance(value, (str, int, float)):
                 kept[key] = value
     return kept
+
+
+def labels_of(metadata: Mapping[str, Any], searchable: Sequence[str]) -> str | None:
+    """The searchable part of metadata as JSON for SQL; None if there is none. What JSON cannot hold is left out."""
+    labels: dict[str, Any] = {}
+    for key in searchable:
+        value = metadata.get(key)
+        if isinstance(value, str) and ("\x00" in value or not value.isprintable()):
+            continue
+        if isinstance(value, (str, bool, int)):
+            labels[key] = value
+    return json.dumps(labels) if labels else None
 
 
 def contains(value: Any, wanted: Any) -> bool:

@@ -14,6 +14,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.codec import Codec, Keyring, Sealer, new_data_key
+from haive_persistence.codec.seal import wrapping_id
 from haive_persistence.db.protocol import Db, Query
 
 
@@ -80,8 +81,8 @@ class CodecProvider:
             return 0
         changed = 0
         for no, wrapped in await self._rows(db):
-            fresh = keyring.rewrap(wrapped, self._tenant, no)
-            if fresh != wrapped:
+            if wrapping_id(wrapped) != keyring.current_id:
+                fresh = keyring.rewrap(wrapped, self._tenant, no)
                 params = {"tenant": self._tenant, "no": no, "wrapped": fresh, "old": wrapped}
                 changed += len(await db.fetch_all(self._queries["rewrap_data_key"], params))
         return changed

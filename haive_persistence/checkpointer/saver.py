@@ -101,7 +101,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
                 f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, a Database, "
                 "a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
             )
-        self._built: tuple[Any, Engine, Maintenance] | None = None
+        self._built: tuple[Any, Engine, Maintenance, CodecProvider] | None = None
 
     @classmethod
     def from_conn_string(cls, conn_string: str, *, pipeline: bool = False, **options: Any) -> Self:
@@ -148,7 +148,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         """The same saver on the same connections, for another tenant's threads."""
         return Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
 
-    def _parts(self) -> tuple[Any, Engine, Maintenance]:
+    def _parts(self) -> tuple[Any, Engine, Maintenance, CodecProvider]:
         """The logic for the current `serde`: `with_allowlist` makes a shallow copy and changes that.
 
         What one serialiser decoded is never handed out under another, stricter one.
@@ -159,8 +159,9 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             _caches.add(cache)
             queries = self._database.queries("checkpointer")
             provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
-            engine = Engine(queries, self._database.tenant, cache, provider.codec)
-            built = self._built = (self.serde, engine, Maintenance(engine))
+            labels = tuple(self.config.searchable_metadata)
+            engine = Engine(queries, self._database.tenant, cache, provider.codec, labels)
+            built = self._built = (self.serde, engine, Maintenance(engine), provider)
         return built
 
     @property
@@ -177,6 +178,20 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             number, _, fraction = current.partition(".")
             return f"{int(number) + 1:032}.{fraction or '0'}"
         return 1 if current is None else current + 1
+
+    def rotate_encryption_key(self) -> int:
+        """Wrap this tenant's data keys under the current `encryption_key`; how many were wrapped anew.
+
+        The key they were wrapped by must be among `older_encryption_keys`. No data is rewritten.
+        """
+        return run_sync(self._parts()[3].rotate(self._database.blocking))
+
+    def new_data_key(self) -> int:
+        """Seal what this object writes from now on with a fresh data key; its number.
+
+        Other processes take it up when they start anew; all of them read what is sealed with any of the keys.
+        """
+        return run_sync(self._parts()[3].add_data_key(self._database.blocking))
 
     # --- blocking
 

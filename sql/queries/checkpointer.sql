@@ -17,7 +17,7 @@ WITH made AS (
     FROM made, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
 )
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s, %(head)s
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
 FROM made
 RETURNING 1;
 
@@ -31,7 +31,7 @@ WITH held AS MATERIALIZED (
     FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
 )
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s, %(head)s
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
 FROM held
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
@@ -49,7 +49,7 @@ WITH held AS MATERIALIZED (
     ON CONFLICT (thread_key, no) DO NOTHING
 )
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s, %(head)s
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
 FROM held
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
@@ -187,6 +187,8 @@ WITH page AS MATERIALIZED (
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
       AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
       AND (%(after_id)s::bytea IS NULL OR checkpoint_id < %(after_id)s)
+      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
+           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
@@ -210,6 +212,8 @@ WITH page AS MATERIALIZED (
     WHERE thread_key = %(thread)s
       AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
       AND (%(after_id)s::bytea IS NULL OR (checkpoint_id, ns_key) < (%(after_id)s, %(after_ns)s::bigint))
+      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
+           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
@@ -234,6 +238,8 @@ WITH page AS MATERIALIZED (
       AND (%(ns_key)s::bigint IS NULL OR ns_key = %(ns_key)s)
       AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
       AND (%(after_id)s::bytea IS NULL OR ns_key < %(after_ns)s::bigint)
+      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
+           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
@@ -257,6 +263,8 @@ WITH page AS MATERIALIZED (
     WHERE (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
       AND (%(after_id)s::bytea IS NULL
            OR (checkpoint_id, thread_key, ns_key) < (%(after_id)s, %(after_thread)s::uuid, %(after_ns)s::bigint))
+      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
+           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
@@ -382,7 +390,7 @@ ON CONFLICT (thread_key, no) DO NOTHING;
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s, %(head)s)
+VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s)
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
     labels = excluded.labels, head = excluded.head;
