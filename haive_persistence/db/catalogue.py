@@ -13,7 +13,9 @@ from haive_persistence.db.sql import load_queries
 TENANT_RULE = "(tenant_id = NULLIF(current_setting('haive.tenant'::text, true), ''::text))"
 
 # Citus refuses what could differ between the copies of a row in the action of an upsert.
-_UPSERT = re.compile(r"\bDO\s+UPDATE\s+SET\b(.*?)(?:\bRETURNING\b|\)\s*,|\)\s*SELECT\b|\Z)", re.IGNORECASE | re.DOTALL)
+_UPSERT = re.compile(
+    r"\bDO\s+UPDATE\s+SET\b(.*?)(?:\bRETURNING\b|\)\s*,|\)\s*SELECT\b|\Z)", re.IGNORECASE | re.DOTALL
+)
 _VOLATILE = re.compile(
     r"\b(now\(|clock_timestamp\(|statement_timestamp\(|current_timestamp|current_date|localtimestamp|random\(|gen_random_uuid\()",
     re.IGNORECASE,
@@ -42,7 +44,9 @@ def isolation_findings(conn: Connection[Any], schema: str, role: str | None = No
 def distribution_findings(conn: Connection[Any], schema: str) -> list[Finding]:
     """What Citus would refuse about the tables of a schema; empty when nothing."""
     query = load_queries("catalogue")["distribution"]
-    return sorted(Finding(*row) for row in conn.execute(query.encode(), {"schema": f'"{schema}"'}, prepare=False))
+    return sorted(
+        Finding(*row) for row in conn.execute(query.encode(), {"schema": f'"{schema}"'}, prepare=False)
+    )
 
 
 def upsert_findings(queries: dict[str, str]) -> list[Finding]:

@@ -22,7 +22,7 @@ from haive_persistence.db.protocol import Query
 
 _NAME = re.compile(r"^-- name: *(\w+) *$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n?", re.MULTILINE)
-_PREFIX = re.compile(r"(?<![\w'.\"])haive\.(?=\w)")
+_PREFIX = re.compile(r"(?<![\w'.\"])haive\.(?=[\w%{])")
 
 
 @lru_cache(maxsize=1)

@@ -11,18 +11,30 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from haive_persistence.errors import (
+    AmbiguousCommitError,
+    DatabaseError,
+    InvalidInputError,
+    TimedOutError,
+    UnavailableError,
+)
+
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 #: Calls answered at once. More only makes the first of them wait for the last.
 MOST_AT_ONCE = 500
 
+# A server that is gone is gone for everyone: asking one by one would only wait as often.
+_ABOUT_ONE = (DatabaseError, InvalidInputError)
+_ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
+
 
 class Ticks(Generic[Asked, Answer]):
     """Joins calls into batches, per event loop.
 
     `answer` takes what was asked, in order, and returns the answers in the same order. When it fails
-    for several at once, each is asked again alone, so that one call's error is nobody else's.
+    for what one of several asked, each is asked again alone, so that its error is nobody else's.
     """
 
     def __init__(self, answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
@@ -48,22 +60,21 @@ class Ticks(Generic[Asked, Answer]):
 
     async def _run(self, asked: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         for start in range(0, len(asked), MOST_AT_ONCE):
-            part = [(question, future) for question, future in asked[start : start + MOST_AT_ONCE] if not future.done()]
+            # Who was cancelled meanwhile has its answer.
+            part = [one for one in asked[start : start + MOST_AT_ONCE] if not one[1].done()]
             if not await self._settle(part) and len(part) > 1:
                 for one in part:
                     await self._settle([one])
-        # Cancelled callers have their answer already.
 
     async def _settle(self, part: list[tuple[Asked, asyncio.Future[Answer]]]) -> bool:
         """Whether these are answered; an error is the answer of a call that is alone."""
         try:
             answers = await self._answer([question for question, _ in part]) if part else []
         except BaseException as error:
-            if len(part) > 1 and isinstance(error, Exception):
+            if len(part) > 1 and isinstance(error, _ABOUT_ONE) and not isinstance(error, _ABOUT_ALL):
                 return False
             for _, future in part:
-                if not future.done():
-                    _fail(future, error)
+                _fail(future, error)
             if not isinstance(error, Exception):
                 raise
             return True
@@ -74,6 +85,8 @@ class Ticks(Generic[Asked, Answer]):
 
 
 def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
+    if future.done():
+        return
     if isinstance(error, asyncio.CancelledError):
         future.cancel()
     else:

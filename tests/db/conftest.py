@@ -20,7 +20,9 @@ def _notes(_module_database: Database) -> None:
             " PRIMARY KEY (tenant_id, id))"
         )
         conn.execute("CALL haive.isolate_tenants('note')")
-        role = conn.execute("SELECT 'haive_haive_' || oid FROM pg_database WHERE datname = current_database()")
+        role = conn.execute(
+            "SELECT 'haive_haive_' || oid FROM pg_database WHERE datname = current_database()"
+        )
         conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON haive.note TO "{role.fetchone()[0]}"')
 
 

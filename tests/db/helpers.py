@@ -53,7 +53,9 @@ class Proxy:
         given = conninfo_to_dict(dsn)
         self._target = f"{given['host']}/.s.PGSQL.{given['port']}"
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self._listener.getsockname()[1], sslmode="disable")
+        self.dsn = make_conninfo(
+            dsn, host="127.0.0.1", port=self._listener.getsockname()[1], sslmode="disable"
+        )
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         #: Called with what a client sends; True cuts the connection after passing it on.
         self.cut_after: Callable[[bytes], bool] = lambda _: False

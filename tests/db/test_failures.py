@@ -67,7 +67,12 @@ def test_unique_violation_is_a_conflict_that_names_its_constraint(
         ("SELEKT", DatabaseError, "42601", "syntax"),
         ("INSERT INTO haive.note VALUES ('other', 'a', '')", DatabaseError, "42501", "another tenant"),
         ("INSERT INTO haive.note VALUES (%(t)s, NULL, '')", DatabaseError, "23502", "constraint"),
-        ("SELECT pg_sleep(9) FROM set_config('statement_timeout', '20', true)", TimedOutError, "57014", "timeout"),
+        (
+            "SELECT pg_sleep(9) FROM set_config('statement_timeout', '20', true)",
+            TimedOutError,
+            "57014",
+            "timeout",
+        ),
     ],
 )
 def test_refusals_keep_their_sqlstate_and_advise(
@@ -287,7 +292,9 @@ def test_setting_that_postgres_refuses_is_a_configuration_error(
         do(Database(PersistenceConfig(connection_string=dsn, work_mem="much")))(lambda db: db.fetch_one(WHO))
 
 
-def test_server_away_for_a_while_is_waited_for(notes: Database, proxy: Proxy, do: Callable[[Database], Do]) -> None:
+def test_server_away_for_a_while_is_waited_for(
+    notes: Database, proxy: Proxy, do: Callable[[Database], Do]
+) -> None:
     database = Database(PersistenceConfig(connection_string=proxy.dsn, pool_timeout=20))
     run = do(database)
     run(lambda db: db.fetch_one(WHO))
@@ -298,7 +305,9 @@ def test_server_away_for_a_while_is_waited_for(notes: Database, proxy: Proxy, do
     back.join()
 
 
-def test_server_away_for_good_is_given_up(notes: Database, proxy: Proxy, do: Callable[[Database], Do]) -> None:
+def test_server_away_for_good_is_given_up(
+    notes: Database, proxy: Proxy, do: Callable[[Database], Do]
+) -> None:
     run = do(Database(PersistenceConfig(connection_string=proxy.dsn, pool_timeout=0.3)))
     run(lambda db: db.fetch_one(WHO))
     proxy.go_away()

@@ -120,7 +120,9 @@ def test_each_operation_is_one_round_trip(
             assert len(trips) == 1
 
 
-def test_transaction_sends_begin_with_the_first_statement(run: Run, tenant: str, trips: list[RoundTrip]) -> None:
+def test_transaction_sends_begin_with_the_first_statement(
+    run: Run, tenant: str, trips: list[RoundTrip]
+) -> None:
     async def work(db: Db) -> None:
         async with db.transaction() as tx:
             await tx.execute(*add(tenant, "a"))
@@ -168,7 +170,9 @@ def test_transaction_with_a_swallowed_error_says_that_it_kept_nothing(run: Run, 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 def test_transaction_isolation_and_read_only(run: Run, tenant: str, isolation: str) -> None:
-    levels = Query("SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')")
+    levels = Query(
+        "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    )
 
     async def work(db: Db) -> None:
         async with db.transaction(isolation=isolation, read_only=True) as tx:
@@ -196,7 +200,11 @@ def test_integers_of_any_size_share_a_plan(notes: Database, run: Run) -> None:
 @pytest.mark.parametrize("bad", ["nul\0", "\ud800", object()], ids=["NUL", "surrogate", "object"])
 def test_value_that_cannot_be_sent_changes_nothing(run: Run, tenant: str, bad: object) -> None:
     with pytest.raises(InvalidInputError):
-        run(lambda db: db.batch([add(tenant, "a"), Statement(ADD, {"tenant": tenant, "id": "b", "body": bad})]))
+        run(
+            lambda db: db.batch(
+                [add(tenant, "a"), Statement(ADD, {"tenant": tenant, "id": "b", "body": bad})]
+            )
+        )
     assert run(lambda db: db.fetch_one(COUNT)) == (0,)
 
 
