@@ -23,6 +23,7 @@ class Thread(ABC):
     def __init__(self, bench: Bench, contender: Contender) -> None:
         self.bench, self.contender = bench, contender
         self.done = 0
+        self.empty = contender.disk_bytes()
         self.disk: list[int] = []
         self.graph = self.compile(contender.saver)
 
@@ -70,6 +71,7 @@ def costs(threads: Sequence[Thread], step: str = "turn") -> dict[str, Values]:
     on_postgres = [name for name in on_disk if name in ("postgres", OURS)]
     return {
         "disk MB": only(on_disk, each(lambda thread: thread.disk[-1] / 1e6)),
+        "disk MB before the first": only(on_disk, each(lambda thread: thread.empty / 1e6)),
         "disk growth, last ÷ second tenth": only(on_disk, each(growth)),
         "WAL MB": only(on_postgres, each(lambda thread: thread.contender.meter.wal_bytes / 1e6)),
         "wall s": each(lambda thread: thread.contender.meter.wall_s),
