@@ -66,7 +66,9 @@ def results(request: pytest.FixtureRequest, database: Database) -> dict[str, Any
 
     @checkpointer_test(name=request.param)
     async def registered() -> AsyncIterator[BaseCheckpointSaver[Any]]:
-        saver = Checkpointer(database.for_tenant(uuid.uuid4().hex), config=CheckpointConfig(encryption_key=key))
+        saver = Checkpointer(
+            database.for_tenant(uuid.uuid4().hex), config=CheckpointConfig(encryption_key=key)
+        )
         yield BlockingSide(saver) if request.param == "blocking" else saver
 
     async def run() -> dict[str, Any]:

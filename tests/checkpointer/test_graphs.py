@@ -33,7 +33,13 @@ def without_ids(value: Any) -> Any:
 
 def history(app: Any) -> list[Any]:
     return [
-        (without_ids(s.values), s.next, s.metadata["step"], s.metadata["source"], [i.value for i in s.interrupts])
+        (
+            without_ids(s.values),
+            s.next,
+            s.metadata["step"],
+            s.metadata["source"],
+            [i.value for i in s.interrupts],
+        )
         for s in app.get_state_history(CONFIG)
     ]
 
@@ -62,7 +68,12 @@ class ToolState(TypedDict):
 def agent(state: ToolState) -> dict[str, Any]:
     if isinstance(state["messages"][-1], ToolMessage):
         return {"messages": [AIMessage("done")], "log": ["answered"]}
-    call = {"name": "write", "args": {"path": "a.py"}, "id": f"c{len(state['messages'])}", "type": "tool_call"}
+    call = {
+        "name": "write",
+        "args": {"path": "a.py"},
+        "id": f"c{len(state['messages'])}",
+        "type": "tool_call",
+    }
     return {"messages": [AIMessage("", tool_calls=[call])], "log": ["called"]}
 
 
@@ -77,7 +88,9 @@ def tool_calling() -> StateGraph[Any]:
     builder.add_node("agent", agent)
     builder.add_node("tool", tool)
     builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: "tool" if s["messages"][-1].tool_calls else END, ["tool", END])
+    builder.add_conditional_edges(
+        "agent", lambda s: "tool" if s["messages"][-1].tool_calls else END, ["tool", END]
+    )
     builder.add_edge("tool", "agent")
     return builder
 
@@ -85,7 +98,10 @@ def tool_calling() -> StateGraph[Any]:
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 def test_a_tool_calling_agent(both: Any, durability: Any) -> None:
     def play(app: Any) -> Any:
-        return [app.invoke({"messages": [HumanMessage(f"turn {i}")]}, CONFIG, durability=durability) for i in range(3)]
+        return [
+            app.invoke({"messages": [HumanMessage(f"turn {i}")]}, CONFIG, durability=durability)
+            for i in range(3)
+        ]
 
     both(tool_calling(), play)
 
@@ -136,7 +152,10 @@ def test_subgraphs_with_and_without_memory(both: Any, database: Database) -> Non
 
     for checkpointer in (None, True):
         Checkpointer(database).delete_thread("t")
-        both(outer(checkpointer), lambda app: [app.invoke({"messages": [HumanMessage(f"t{i}")]}, CONFIG) for i in range(3)])
+        both(
+            outer(checkpointer),
+            lambda app: [app.invoke({"messages": [HumanMessage(f"t{i}")]}, CONFIG) for i in range(3)],
+        )
 
 
 def test_time_travel_forks_by_update_state(both: Any) -> None:
@@ -144,7 +163,9 @@ def test_time_travel_forks_by_update_state(both: Any) -> None:
         for i in range(3):
             app.invoke({"messages": [HumanMessage(f"turn {i}")]}, CONFIG)
         past = [s for s in app.get_state_history(CONFIG) if s.metadata["step"] == 2][0]
-        fork = app.update_state(past.config, {"messages": [HumanMessage("another way", id="fork")]}, as_node="tool")
+        fork = app.update_state(
+            past.config, {"messages": [HumanMessage("another way", id="fork")]}, as_node="tool"
+        )
         again = app.invoke(None, fork)
         return [without_ids(again), app.get_state(CONFIG).next]
 
@@ -163,7 +184,10 @@ def test_messages_removed_and_replaced(both: Any) -> None:
     builder = StateGraph(MessagesState)
     builder.add_node("trim", trim)
     builder.add_edge(START, "trim")
-    both(builder, lambda app: [app.invoke({"messages": [HumanMessage(f"m{i} " * 50)]}, CONFIG) for i in range(8)])
+    both(
+        builder,
+        lambda app: [app.invoke({"messages": [HumanMessage(f"m{i} " * 50)]}, CONFIG) for i in range(8)],
+    )
 
 
 def _append(state: list[Any], writes: list[Any]) -> list[Any]:
@@ -203,7 +227,9 @@ class OwnTypes(BaseModel):
 
 def test_users_own_state_types_come_back(both: Any) -> None:
     builder = StateGraph(OwnTypes)
-    builder.add_node("grow", lambda s: {"profile": Profile(name=s.profile.name + "!", scores=[*s.profile.scores, 1.5])})
+    builder.add_node(
+        "grow", lambda s: {"profile": Profile(name=s.profile.name + "!", scores=[*s.profile.scores, 1.5])}
+    )
     builder.add_edge(START, "grow")
 
     def play(app: Any) -> Any:

@@ -37,7 +37,10 @@ def fill(saver: Checkpointer, thread_id: str = "t") -> dict[str, Any]:
     config = store(
         saver,
         {
-            "messages": [HumanMessage(f"{SECRET} in a message", id="m1"), AIMessage(f"{SECRET} again " * 20, id="m2")],
+            "messages": [
+                HumanMessage(f"{SECRET} in a message", id="m1"),
+                AIMessage(f"{SECRET} again " * 20, id="m2"),
+            ],
             "ssn": SECRET,
             "short": 4711,
             "nested": {SECRET: [SECRET]},
@@ -72,7 +75,9 @@ def test_nothing_is_readable_and_everything_comes_back(
     assert found.metadata["customer"] == SECRET  # type: ignore[typeddict-item]
     assert found.pending_writes is not None
     assert found.pending_writes[1][2] == SECRET
-    assert [t.checkpoint["id"] for t in sealed.list(None, filter={"customer": SECRET})] == [found.checkpoint["id"]]
+    assert [t.checkpoint["id"] for t in sealed.list(None, filter={"customer": SECRET})] == [
+        found.checkpoint["id"]
+    ]
     sealed.delete_for_runs([f"run-{SECRET}"])
     assert sealed.get_tuple(thread()) is None
 
@@ -90,7 +95,12 @@ def test_a_flipped_bit_is_an_error(
     )
     with pytest.raises(errors.TamperedError):
         reader(database, encryption_key=KEY).get_tuple(thread())
-    assert admin.execute(f"SELECT count(*) FROM haive.{table} WHERE tenant_id = %s", (database.tenant,)).fetchone()[0] > 0  # type: ignore[arg-type,index]
+    assert (
+        admin.execute(
+            f"SELECT count(*) FROM haive.{table} WHERE tenant_id = %s", (database.tenant,)
+        ).fetchone()[0]
+        > 0
+    )  # type: ignore[arg-type,index]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -129,7 +139,9 @@ def test_plaintext_in_a_sealed_thread_is_refused(
         reader(database, encryption_key=KEY).get_tuple(thread())
 
 
-def test_a_wrong_key_and_no_key_are_errors_and_delete_nothing(sealed: Checkpointer, database: Database) -> None:
+def test_a_wrong_key_and_no_key_are_errors_and_delete_nothing(
+    sealed: Checkpointer, database: Database
+) -> None:
     config = fill(sealed)
     with pytest.raises(errors.WrongKeyError):
         reader(database, encryption_key=secrets.token_bytes(32)).get_tuple(thread())
@@ -197,7 +209,10 @@ def test_searchable_metadata_is_an_explicit_list(database: Database, admin: psyc
     saver = Checkpointer(database, config=config)
     for i in range(6):
         store(saver, {"a": SECRET}, thread(f"t{i}"), customer=f"c{i % 2}", private=SECRET)
-    labels = [r[0] for r in admin.execute("SELECT labels FROM haive.checkpoint WHERE tenant_id = %s", (database.tenant,))]
+    labels = [
+        r[0]
+        for r in admin.execute("SELECT labels FROM haive.checkpoint WHERE tenant_id = %s", (database.tenant,))
+    ]
     assert sorted(map(json.dumps, labels)) == sorted(json.dumps({"customer": f"c{i % 2}"}) for i in range(6))
     assert len(list(saver.list(None, filter={"customer": "c1"}))) == 3
     assert len(list(saver.list(None, filter={"customer": "c1", "private": SECRET}))) == 3
@@ -213,6 +228,11 @@ def test_keys_are_not_shown(sealed: Checkpointer) -> None:
 
 
 def test_wrong_settings() -> None:
-    for wrong in ({"compression": "lzma"}, {"cache_bytes": -1}, {"older_encryption_keys": ("k",)}, {"encryption_key": ""}):
+    for wrong in (
+        {"compression": "lzma"},
+        {"cache_bytes": -1},
+        {"older_encryption_keys": ("k",)},
+        {"encryption_key": ""},
+    ):
         with pytest.raises(errors.ConfigError):
             CheckpointConfig(**wrong)  # type: ignore[arg-type]
