@@ -23,11 +23,10 @@ from typing_extensions import TypedDict
 
 from benchmarks import harness, words
 from benchmarks.bench_raw import Writer
-from benchmarks.harness import OURS, SAVERS, STORES, Bench, Contender, Openers, Tables, Values
+from benchmarks.harness import SAVERS, STORES, WITH_SERVER, Bench, Contender, Openers, Tables, Values
 
 SEED = 17
 Operations = dict[str, Callable[[], Awaitable[Any]]]
-WITH_SERVER = ("postgres", OURS)
 
 
 class Proxy:

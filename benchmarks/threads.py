@@ -6,12 +6,13 @@ A `Thread` is one contender's conversation; `grow` runs those of all contenders,
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import OURS, Bench, Contender, Values, rounds
+from benchmarks.harness import SESSIONS_WAL_DELAY_S, WITH_SERVER, Bench, Contender, Values, rounds
 
 PARTS = 20  # a run is cut into this many interleaved parts; latencies are those of the first and the last
 CONFIG: dict[str, Any] = {"configurable": {"thread_id": "thread"}}
@@ -25,6 +26,7 @@ class Thread(ABC):
         self.done = 0
         self.empty = contender.disk_bytes()
         self.disk: list[int] = []
+        self.wal: int | None = None
         self.graph = self.compile(contender.saver)
 
     @abstractmethod
@@ -52,8 +54,14 @@ class Thread(ABC):
 
 async def grow(threads: Sequence[Thread], steps: int) -> None:
     """All steps of all threads, interleaved part by part."""
+    await asyncio.sleep(SESSIONS_WAL_DELAY_S)
+    before = [thread.contender.sessions_wal_bytes() for thread in threads]
     for _, thread in rounds(threads, PARTS):
         await thread.part(steps // PARTS)
+    await asyncio.sleep(SESSIONS_WAL_DELAY_S)
+    for thread, wal in zip(threads, before, strict=True):
+        if wal is not None:
+            thread.wal = (thread.contender.sessions_wal_bytes() or 0) - wal
 
 
 def costs(threads: Sequence[Thread], step: str = "turn") -> dict[str, Values]:
@@ -68,12 +76,13 @@ def costs(threads: Sequence[Thread], step: str = "turn") -> dict[str, Values]:
         return lambda thread: median(thread.contender.meter.laps_ms[part])
 
     on_disk = [name for name in each(lambda _: 0) if name != "memory"]
-    on_postgres = [name for name in on_disk if name in ("postgres", OURS)]
+    on_postgres = [name for name in on_disk if name in WITH_SERVER]
     return {
         "disk MB": only(on_disk, each(lambda thread: thread.disk[-1] / 1e6)),
         "disk MB before the first": only(on_disk, each(lambda thread: thread.empty / 1e6)),
         "disk growth, last ÷ second tenth": only(on_disk, each(growth)),
-        "WAL MB": only(on_postgres, each(lambda thread: thread.contender.meter.wal_bytes / 1e6)),
+        "WAL MB, by its sessions": {t.contender.name: t.wal / 1e6 for t in threads if t.wal is not None},
+        "WAL MB, by all meanwhile": only(on_postgres, each(lambda t: t.contender.meter.wal_bytes / 1e6)),
         "wall s": each(lambda thread: thread.contender.meter.wall_s),
         "client CPU s": each(lambda thread: thread.contender.meter.cpu_s),
         f"{step}, median of first twentieth, ms": each(latency(first=True)),
