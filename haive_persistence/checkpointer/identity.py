@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -52,11 +53,13 @@ def _digest(size: int, *parts: str) -> bytes:
     return h.digest()
 
 
+@lru_cache(4096)
 def thread_key(tenant: str, thread_id: str) -> uuid.UUID:
     """The 128-bit key of a tenant's thread: BLAKE2b of both, each with its length in front."""
     return uuid.UUID(bytes=_digest(16, tenant, thread_id))
 
 
+@lru_cache(4096)
 def ns_key(ns: str, branch: str = "") -> int:
     """The 64-bit key of a checkpoint namespace on a branch ("" is the thread's main line)."""
     return int.from_bytes(_digest(8, branch, ns), "big", signed=True)
@@ -78,19 +81,24 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
         )
     if len(checkpoint_id) == 36:
         try:
-            parsed = uuid.UUID(checkpoint_id)
+            data = bytes.fromhex(checkpoint_id.replace("-", ""))
         except ValueError:
-            pass
-        else:
-            if str(parsed) == checkpoint_id:
-                return parsed.bytes
+            data = b""
+        if uuid_text(data) == checkpoint_id:
+            return data
     text = _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
     return text + _TEXT_ID if len(text) == 16 else text
 
 
 def decode_id(data: bytes) -> str:
     """The id that `encode_id` encoded. Only a UUID takes 16 bytes, and no text has the byte 0xff."""
-    return str(uuid.UUID(bytes=data)) if len(data) == 16 else data.strip(_TEXT_ID).decode()
+    return uuid_text(data) if len(data) == 16 else data.strip(_TEXT_ID).decode()
+
+
+def uuid_text(data: bytes) -> str:
+    """16 bytes as `str(uuid.UUID(bytes=data))` writes them, four times as fast."""
+    h = data.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 class Address:

@@ -14,7 +14,6 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -39,6 +38,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from pydantic import BaseModel
 
 from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.identity import uuid_text
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec
 from haive_persistence.errors import DecodeError
@@ -122,16 +122,16 @@ def pack_uuid(id_: str) -> bytes | str:
     """A message's id in 16 bytes if it is a UUID as Python writes it."""
     if len(id_) == 36:
         try:
-            parsed = uuid.UUID(id_)
+            data = bytes.fromhex(id_.replace("-", ""))
         except ValueError:
             return id_
-        if str(parsed) == id_:
-            return parsed.bytes
+        if uuid_text(data) == id_:
+            return data
     return id_
 
 
 def unpack_uuid(packed: bytes | str) -> str:
-    return packed if isinstance(packed, str) else str(uuid.UUID(bytes=packed))
+    return packed if isinstance(packed, str) else uuid_text(packed)
 
 
 class _Ids:
@@ -390,16 +390,21 @@ def _copier(value: Any) -> Callable[[Any], Any] | None:
     return None
 
 
+_NO_IDS: dict[int, tuple[str, int]] = {}
+
+
 class Original:
     """A decoded message that is handed out as copies only."""
 
-    __slots__ = ("_class", "_extra", "_fields", "_mutable", "_set")
+    __slots__ = ("_class", "_complete", "_extra", "_fields", "_mutable", "_set")
 
     def __init__(self, message: BaseMessage, mutable: list[tuple[str, Callable[[Any], Any]]]) -> None:
         self._class = type(message)
         self._fields = message.__dict__
         self._mutable = mutable
         self._set = message.__pydantic_fields_set__
+        # A set that has every field can only be added what it has already: the copies may share it.
+        self._complete = self._set >= type(message).model_fields.keys()
         self._extra = message.__pydantic_extra__
 
     @classmethod
@@ -420,12 +425,6 @@ class Original:
             return None
         return cls(message, mutable)
 
-    def key(self, id_: str) -> Key | None:
-        """The key of this message with an id."""
-        fields = {**self._fields, "id": id_}
-        packed = ormsgpack.packb([fields, self._extra] if self._extra else fields, option=_EXACT)
-        return key_of(self._class, packed)
-
     def copy(self, id_: str | None = None) -> Any:
         copy = _new(self._class)
         fields = self._fields.copy()
@@ -434,7 +433,7 @@ class Original:
         for name, copier in self._mutable:
             fields[name] = copier(fields[name])
         _SET_FIELDS(copy, fields)
-        _SET_FIELDS_SET(copy, self._set.copy())
+        _SET_FIELDS_SET(copy, self._set if self._complete else self._set.copy())
         _SET_EXTRA(copy, _copy_plain(self._extra) if self._extra else self._extra)
         _SET_PRIVATE(copy, None)
         return copy
@@ -483,7 +482,7 @@ class Decoder:
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         pieces = self._log.pieces
-        ids = self._ids(manifest[2], base) if len(manifest) > 2 else None
+        ids = self._ids(manifest[2], base) if len(manifest) > 2 else _NO_IDS
         for part in mf.decode_items(manifest[1], base, self._log.frozen):
             if type(part) is list:
                 out.append(self.decode(part[1], base))
@@ -491,12 +490,11 @@ class Decoder:
             start, count = part if type(part) is tuple else (part, 1)
             for no in range(start, start + count):
                 piece = pieces[no]
-                if ids is not None and no in ids:
-                    out.append(self._with_id(no, piece, ids[no]))
-                elif type(piece) is Original:
-                    out.append(piece.copy())
+                given = ids.get(no)
+                if type(piece) is Original:
+                    out.append(piece.copy() if given is None else piece.copy(given[0]))
                 else:
-                    out.extend(self._slice(no, piece))
+                    out.extend(self._slice(no, piece, given))
         return out
 
     def _ids(self, items: list[Any], base: int) -> dict[int, tuple[str, int]]:
@@ -512,32 +510,33 @@ class Decoder:
                 out.update(piece.ids)
         return out
 
-    def _with_id(self, no: int, piece: Any, given: tuple[str, int]) -> Any:
-        id_, id_piece = given
-        if type(piece) is not Original:
-            message = self._slice(no, piece)[0]
-            piece = self._log.pieces[no]
-            if type(piece) is not Original:
-                message.id = id_
-                return message
-        if no not in self._log.registered:
-            self._log.registered.add(no)
-            self._log.known.setdefault(piece.key(id_), (no, id_piece))
-        return piece.copy(id_)
-
-    def _slice(self, no: int, data: bytes) -> list[Any]:
-        """The elements of a piece met as bytes; a message is kept decoded from now on."""
+    def _slice(self, no: int, data: bytes, given: tuple[str, int] | None) -> list[Any]:
+        """The elements of a piece met as bytes. A message that is met again is kept decoded from then on."""
         elements: list[Any] = self._load(data)
         log = self._log
-        if len(elements) == 1 and (original := Original.of(elements[0])) is not None:
-            fields = message_key(elements[0])
-            if fields is not None:
-                log.known.setdefault(key_of(type(elements[0]), fields), no)
-                log.pieces[no] = original
-                log.bytes_held += 3 * len(data) + 1000
-                return [original.copy()]
-        log.known.setdefault(key_of("list", data), no)
+        message = elements[0] if len(elements) == 1 else None
+        if type(message) not in MESSAGE_CLASSES:
+            log.known.setdefault(key_of("list", data), no)
+            return elements
+        if no in log.met and (original := Original.of(message)) is not None:
+            log.pieces[no] = original
+            log.bytes_held += 3 * len(data) + 1000
+            return [original.copy() if given is None else original.copy(given[0])]
+        if given is not None:
+            message.__dict__["id"] = given[0]
+        if no not in log.met:
+            log.met.add(no)
+            self._register(no, message, data, given)
         return elements
+
+    def _register(self, no: int, message: BaseMessage, data: bytes, given: tuple[str, int] | None) -> None:
+        """So that the message is known when it is put again."""
+        fields = message_key(message)
+        if fields is None:
+            self._log.known.setdefault(key_of("list", data), no)
+        else:
+            placed = no if given is None else (no, given[1])
+            self._log.known.setdefault(key_of(type(message), fields), placed)
 
     def _dict(self, items: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -69,7 +69,7 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
-        self.registered: set[int] = set()  # messages that are in `known` with the id an id piece gives them
+        self.met: set[int] = set()  # messages that were decoded once
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.bytes_held = 0
 
