@@ -43,6 +43,7 @@ _MAX_WARNINGS = 1000
 _MAX_FOUND = 4096
 _LARGE = 64 * 1024
 _MAX_COPIES = 16
+_NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
 _warned: set[tuple[str, str, str]] = set()
 
@@ -71,7 +72,7 @@ class Reader:
             error, _state.error = _state.error, None
             if isinstance(error, (DecodeError, MemoryError)):
                 raise error from None
-            if isinstance(error, RecursionError):
+            if isinstance(error, RecursionError) or str(error) == _NOT_ENTERED:
                 raise DecodeError("stored value is nested deeper than Python can follow") from error
             if isinstance(error, Exception) or error is None:
                 raise DecodeError(f"stored bytes are damaged: {error or exc}") from (error or exc)

@@ -295,28 +295,24 @@ class _Careful:
     """Rewrites the parts of a value that msgpack cannot say, and knows where it is."""
 
     def __init__(self) -> None:
-        self.path: list[str] = []  # where the walk is; read when something fails
+        self._path: list[tuple[str, Any]] = []  # where the walk is; read when something fails
 
     def encode(self, value: Any) -> bytes:
         try:
             return self._pack(value)
         except RecursionError:
-            where = "".join(self.path[:4])
-            raise EncodeError(
-                f"cannot store value{where}…: it contains itself, or is nested too deeply"
-            ) from None
-        except EncodeError:
-            raise
+            text = "it contains itself, or is nested too deeply"
+            raise EncodeError(f"cannot store value{_where(self._path[:4])}…: {text}") from None
         except Exception as exc:
-            raise EncodeError(f"cannot store value{''.join(self.path)}: {exc}") from exc
+            raise EncodeError(f"cannot store value{_where(self._path)}: {exc}") from exc
 
     def _pack(self, value: Any) -> bytes:
         return ormsgpack.packb(self._rewrite(value), option=_OPTIONS | ormsgpack.OPT_NON_STR_KEYS)
 
-    def _at(self, step: str, value: Any) -> Any:
-        self.path.append(step)
+    def _at(self, step: str, key: Any, value: Any) -> Any:
+        self._path.append((step, key))
         rewritten = self._rewrite(value)
-        self.path.pop()
+        self._path.pop()
         return rewritten
 
     def _rewrite(self, value: Any) -> Any:
@@ -332,15 +328,13 @@ class _Careful:
         if isinstance(value, dict):
             return self._rewrite_dict(value)
         if isinstance(value, list) or cls is tuple:
-            return [self._at(f"[{index}]", part) for index, part in enumerate(value)]
+            return [self._at("[{}]", index, part) for index, part in enumerate(value)]
         return self._describe(value)
 
     def _rewrite_dict(self, value: dict[Any, Any]) -> Any:
         if all(map(_is_plain_key, value)):
-            return {key: self._at(f"[{key!r}]", part) for key, part in value.items()}
-        pairs = [
-            [self._at(f" key {key!r}", key), self._at(f"[{key!r}]", part)] for key, part in value.items()
-        ]
+            return {key: self._at("[{}]", key, part) for key, part in value.items()}
+        pairs = [(self._at(" key {}", key, key), self._at("[{}]", key, part)) for key, part in value.items()]
         return _extension(EXT_CONSTRUCTOR_SINGLE_ARG, ("builtins", "dict", pairs))
 
     def _describe(self, value: Any) -> Any:
@@ -350,13 +344,25 @@ class _Careful:
         code, payload = described
         if code == EXT_DELTA_SNAPSHOT:
             return ormsgpack.Ext(code, self._pack(payload))
-        # module and name are plain; the object's own parts follow, an object's fields as attributes
-        module, name, body, *rest = payload
+        # an object's fields are named as its attributes; all else is named by where it is in it
+        first, second, body, *rest = payload
         if code in _FIELDS and isinstance(body, dict):
-            body = {self._rewrite(key): self._at(f".{key}", part) for key, part in body.items()}
-            rest = [self._rewrite(part) for part in rest]
-            return _extension(code, [module, name, body, *rest])
-        return _extension(code, [self._rewrite(part) for part in payload])
+            body = {self._rewrite(key): self._at(".{}", key, part) for key, part in body.items()}
+        else:
+            body = self._rewrite(body)
+        return _extension(code, [first, second, body, *map(self._rewrite, rest)])
+
+
+def _where(path: list[tuple[str, Any]]) -> str:
+    return "".join(step.format(key if step == ".{}" else _short(key)) for step, key in path)
+
+
+def _short(key: Any) -> str:
+    try:
+        text = ascii(key)
+    except Exception:  # an integer of thousands of digits, or a repr that fails
+        text = f"<{type(key).__name__}>"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 _FIELDS = frozenset({EXT_CONSTRUCTOR_KW_ARGS, EXT_PYDANTIC_V1, EXT_PYDANTIC_V2})

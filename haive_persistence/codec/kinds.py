@@ -162,7 +162,7 @@ def _send(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
 
 
 def _enum(cls: type[Enum], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    return cls[extras["member"]] if "member" in extras else cls(payload)
+    return cls[extras["member"]] if "member" in extras else cls(_hashable(payload))
 
 
 def _set(cls: Callable[..., Any], code: int, payload: Any, extras: Mapping[str, str]) -> Any:

@@ -9,7 +9,7 @@ are never looked up, methods never called (but `datetime.fromisoformat`), module
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.load.load import ALL_SERIALIZABLE_MAPPINGS
 from langgraph.checkpoint.serde import _msgpack as _langgraph
@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 
 from haive_persistence.codec.decoding import AllowList, Reader
-from haive_persistence.codec.kinds import FROM_ISO
+from haive_persistence.codec.kinds import FROM_ISO, lookup
 from haive_persistence.errors import DecodeError
 
 
@@ -54,7 +54,12 @@ class JsonReader:
         key = _langchain_key(path)
         if key is None or not (key in _langgraph.SAFE_MSGPACK_TYPES or self._reader.allowed is True):
             return value
-        return _build(self._reader, key, value)
+        if self._reader.find(EXT_CONSTRUCTOR_KW_ARGS, *key, {}) is None:
+            return value
+        try:
+            return cast("Any", lookup(*key, key[1]))(**value.get("kwargs", {}))
+        except Exception:
+            return value
 
     def _revive_langgraph(self, value: dict[str, Any], path: list[str]) -> Any:
         key = (".".join(path[:-1]), path[-1])
@@ -91,9 +96,10 @@ def _langchain_key(path: list[Any]) -> tuple[str, str] | None:
 
 def _call(value: dict[str, Any]) -> tuple[int, Any]:
     """Extension code and payload of msgpack that say the same as these args and kwargs."""
-    args, kwargs = value.get("args") or (), value.get("kwargs")
-    if not args:
-        return EXT_CONSTRUCTOR_KW_ARGS, kwargs or {}
-    if len(args) == 1:
-        return EXT_CONSTRUCTOR_SINGLE_ARG, args[0]
-    return EXT_CONSTRUCTOR_POS_ARGS, args
+    match value.get("args"), value.get("kwargs"):
+        case [only], _:
+            return EXT_CONSTRUCTOR_SINGLE_ARG, only
+        case [_, *_] as args, _:
+            return EXT_CONSTRUCTOR_POS_ARGS, args
+        case _, kwargs:
+            return EXT_CONSTRUCTOR_KW_ARGS, kwargs or {}

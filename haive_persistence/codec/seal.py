@@ -10,7 +10,7 @@ Because every record has a key of its own, no nonce is used twice under a key ho
 there are (two of 2^48 records share a salt with probability 2^-33), and rotation of the master key
 re-wraps data keys without touching a record. A sealed record of format 1 is
 
-    0x81 | algorithm 0x01 | data-key number (LEB128) | salt (16) | key check (4) | commitment (28)
+    0x81 | algorithm 0x01 | data-key number (2) | salt (16) | key check (4) | commitment (28)
          | ciphertext | tag (16)
 
     HKDF-SHA512 (RFC 5869)   PRK = Extract(salt="haive.record.v1", data key)
@@ -32,9 +32,9 @@ import hashlib
 import hmac
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 from uuid import UUID
 
 from haive_persistence.errors import (
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
-OVERHEAD: Final = 67
-"""Bytes that sealing adds to a record, for data keys numbered below 128."""
+OVERHEAD: Final = 68
+"""Bytes that sealing adds to a record."""
 
 MIN_PASSPHRASE: Final = 12
 """The fewest characters a passphrase may have; a random key of 32 bytes is better than any."""
@@ -59,13 +59,14 @@ _SEALED: Final = 0x80
 _FORMAT: Final = 0x81
 _ALGORITHM: Final = 0x01
 _SALT, _CHECK, _COMMITMENT, _TAG = 16, 4, 28, 16
+_BODY: Final = 4  # where a record's salt begins
 _PREFIX: Final = _SALT + _CHECK + _COMMITMENT
 _NONCE: Final = bytes(12)
 _RECORD: Final = b"haive.record.v1"
 _WRAP: Final = b"haive.wrap.v1"
 _INDEX: Final = b"haive.index.v1"
 _ID_BYTES: Final = 8
-_MAX_NUMBER: Final = 2**32 - 1
+_MAX_NUMBER: Final = 2**16 - 1
 
 Part = str | bytes | int | UUID
 
@@ -124,12 +125,12 @@ class _Box:
         sealed = _aesgcm()(block[:KEY_BYTES]).encrypt(_NONCE, data, header + aad)
         return header + salt + self._check + block[KEY_BYTES : KEY_BYTES + _COMMITMENT] + sealed
 
-    def open(self, header: bytes, body: bytes, aad: bytes) -> bytes:
+    def open(self, header: bytes, body: bytes, aad: bytes) -> bytes | None:
+        """The record's data, or None if it does not commit to this key."""
         block = self._expand(body[:_SALT])
-        if not self._commits(body, block):
-            if self.owns(body):
-                raise TamperedError(_CHANGED)
-            raise WrongKeyError("sealed with another key: give the key it was written with")
+        committed = self._check + block[KEY_BYTES : KEY_BYTES + _COMMITMENT]
+        if not hmac.compare_digest(body[_SALT:_PREFIX], committed):
+            return None
         from cryptography.exceptions import InvalidTag
 
         try:
@@ -137,14 +138,16 @@ class _Box:
         except InvalidTag as exc:
             raise TamperedError(_CHANGED) from exc
 
-    def _commits(self, body: bytes, block: bytes) -> bool:
-        expected = self._check + block[KEY_BYTES : KEY_BYTES + _COMMITMENT]
-        return hmac.compare_digest(body[_SALT:_PREFIX], expected)
-
-    def owns(self, body: bytes) -> bool:
-        """Whether a record that does not open was made with this key, and then changed."""
+    def made(self, body: bytes) -> bool:
+        """Whether a record that does not open was made with this key, and changed since."""
         commitment = self._expand(body[:_SALT])[KEY_BYTES : KEY_BYTES + _COMMITMENT]
         return body[_SALT : _SALT + _CHECK] == self._check or body[_SALT + _CHECK : _PREFIX] == commitment
+
+
+def _refuse(body: bytes, boxes: Iterable[_Box], reason: str) -> NoReturn:
+    if any(box.made(body) for box in boxes):
+        raise TamperedError(_CHANGED)
+    raise WrongKeyError(reason)
 
 
 _CHANGED = "sealed bytes were changed, or moved here from another row: restore the row from a backup"
@@ -166,7 +169,7 @@ class Sealer:
         self.current = max(self._boxes) if current is None else current
         if self.current not in self._boxes:
             raise ConfigError(f"data key {self.current} is not among those given: {sorted(self._boxes)}")
-        self._header = bytes((_FORMAT, _ALGORITHM)) + _leb128(self.current)
+        self._header = bytes((_FORMAT, _ALGORITHM)) + self.current.to_bytes(2, "big")
 
     def __repr__(self) -> str:
         return f"Sealer(current={self.current}, data_keys={sorted(self._boxes)})"
@@ -182,14 +185,16 @@ class Sealer:
         key, or with a data key that this sealer was not given; TamperedError if it was changed, or
         moved here from another row; DecodeError if a newer version of this package wrote it.
         """
-        number, start = _read_header(stored)
-        header, body = stored[:start], stored[start:]
+        number = _read_header(stored)
+        header, body = stored[:_BODY], stored[_BODY:]
         box = self._boxes.get(number)
-        if box is not None:
-            return box.open(header, body, aad)
-        if any(other.owns(body) for other in self._boxes.values()):
-            raise TamperedError(_CHANGED)
-        raise WrongKeyError(f"sealed with data key {number}; known are {sorted(self._boxes)}: load it first")
+        if box is None:
+            reason = f"sealed with data key {number}; known are {sorted(self._boxes)}: load it first"
+            _refuse(body, self._boxes.values(), reason)
+        data = box.open(header, body, aad)
+        if data is None:
+            _refuse(body, self._boxes.values(), "sealed with another key: give the key it was written with")
+        return data
 
 
 def is_sealed(stored: bytes) -> bool:
@@ -199,7 +204,7 @@ def is_sealed(stored: bytes) -> bool:
 
 def data_key_number(stored: bytes) -> int:
     """The number of the data key that a sealed record needs; PlaintextRefusedError if it is not sealed."""
-    return _read_header(stored)[0]
+    return _read_header(stored)
 
 
 def new_data_key() -> bytes:
@@ -213,32 +218,14 @@ def _checked(number: int) -> int:
     return number
 
 
-def _read_header(stored: bytes) -> tuple[int, int]:
+def _read_header(stored: bytes) -> int:
     if not is_sealed(stored):
         raise PlaintextRefusedError("this row should be sealed and is not: something else wrote it")
     if stored[0] != _FORMAT or stored[1:2] not in (b"", bytes((_ALGORITHM,))):
         raise DecodeError("sealed in an unknown format: written by a newer version of this package")
-    number, start = _read_leb128(stored, 2)
-    if len(stored) < start + _PREFIX + _TAG:
+    if len(stored) < _BODY + _PREFIX + _TAG:
         raise TamperedError("sealed bytes were cut short: restore the row from a backup")
-    return number, start
-
-
-def _leb128(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*out, number))
-
-
-def _read_leb128(data: bytes, start: int) -> tuple[int, int]:
-    number = 0
-    for index, byte in enumerate(data[start : start + 5]):
-        number |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return number, start + index + 1
-    raise TamperedError("sealed bytes were cut short: restore the row from a backup")
+    return int.from_bytes(stored[2:_BODY], "big")
 
 
 # --- master keys ------------------------------------------------------------------------------
@@ -284,15 +271,12 @@ class Keyring:
         it was changed, or belongs to another tenant or number.
         """
         header, body = wrapped[: 2 + _ID_BYTES], wrapped[2 + _ID_BYTES :]
-        master = wrapping_id(wrapped)
+        reason = f"wrapped by master key {wrapping_id(wrapped)}; given were {sorted(self.ids)}"
         box = self._boxes.get(header[2:])
-        if box is not None:
-            return box.open(header, body, _wrap_context(tenant, number))
-        if any(other.owns(body) for other in self._boxes.values()):
-            raise TamperedError(_CHANGED)
-        raise WrongKeyError(
-            f"the tenant's data key is wrapped by master key {master}; given were {sorted(self.ids)}"
-        )
+        data_key = None if box is None else box.open(header, body, _wrap_context(tenant, number))
+        if data_key is None:
+            _refuse(body, self._boxes.values(), f"the data key of tenant {tenant!r} is {reason}")
+        return data_key
 
     def rewrap(self, wrapped: bytes, tenant: str, number: int) -> bytes:
         """The same data key wrapped by the current master key, whichever of these wrapped it."""
