@@ -1,0 +1,268 @@
+"""Values come back as they were written, and LangGraph's serialiser can read what it could write."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+import pathlib
+import re
+import uuid
+from collections import Counter, OrderedDict, defaultdict, deque
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import ormsgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.store.base import Item
+from langgraph.types import Command, Interrupt, Overwrite, Send, TimeoutPolicy
+from pydantic import SecretStr
+from pydantic.v1 import BaseModel as BaseModelV1
+
+from haive_persistence.codec import SafeSerializer
+from haive_persistence.errors import EncodeError
+from tests.codec import sample_types as t
+from tests.codec.same import same
+from tests.codec.strategies import json_values, values
+
+OURS, THEIRS = SafeSerializer(), JsonPlusSerializer()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "langgraph.checkpoint.serde.jsonplus")
+
+
+def round_trip(value: Any) -> Any:
+    return OURS.loads_typed(OURS.dumps_typed(value))
+
+
+def name(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, int) else ascii(value)[:40]
+
+
+class PersonV1(BaseModelV1):
+    name: str
+    tags: set[str] = set()
+
+
+MOMENT = dt.datetime(2024, 10, 27, 1, 30, 0, 5)
+LONDON = ZoneInfo("Europe/London")
+BRT = dt.timezone(dt.timedelta(hours=-3), "BRT")
+
+EXACT = [
+    *("a\0b", "\ud800", "x\udfff\ud83dy", "", "é" * 300),
+    *(math.nan, math.inf, -math.inf, -0.0, 0.0, 5e-324, 1.7976931348623157e308),
+    *(2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**5000, -(10**30), True, False),
+    *(b"", b"\0\xff", [b"x"]),
+    *(t.Colour.RED, t.Level.HIGH, t.Number.TWO, t.Point.CORNER, t.Access.READ | t.Access.WRITE),
+    t.Outer.Status.DONE,
+    {1: "a", None: "b", 1.5: "c", b"d": "d", False: "e", (1, ("x", None)): "f", "g": "g", math.inf: 0},
+    {t.Level.HIGH: 1, t.Colour.RED: 2, t.Number.ONE: 3},
+    {MOMENT: 1, MOMENT.date(): 2, uuid.UUID(int=1): 3, dt.timedelta(1): 4},
+    {(t.Colour.RED, 2**70): 1, frozenset({1, (2, 3)}): 2, t.Frozen(1): 3, t.Pair(1, 2): 4, 2**70: 5},
+    {"\ud800": {"\udc00": ["\udbff"]}},
+    *({1, 2}, {(1, 2), (3, (4, "\ud800"))}, frozenset({frozenset({1})}), set(), {t.Level.LOW, "other"}),
+    *(deque([1, [2]]), deque([1, 2], maxlen=2), deque(maxlen=0)),
+    *(MOMENT, MOMENT.replace(fold=1), MOMENT.replace(tzinfo=LONDON), MOMENT.replace(tzinfo=LONDON, fold=1)),
+    *(MOMENT.replace(tzinfo=dt.timezone.utc), MOMENT.replace(tzinfo=BRT)),
+    MOMENT.replace(tzinfo=dt.timezone(dt.timedelta(seconds=3601))),
+    *(MOMENT.date(), MOMENT.time(), dt.time(1, 2, tzinfo=LONDON, fold=1), dt.timedelta(-1, 5, 7)),
+    *(dt.timezone.utc, BRT, LONDON),
+    *(pathlib.Path("/a/b"), pathlib.Path(), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("c:/x")),
+    *(re.compile("a+", re.IGNORECASE | re.DOTALL), re.compile(b"x")),
+    *(t.Frozen(1, 2), t.Slotted(1, [2]), t.Late(given=4), t.Node(t.Node(t.Leaf({"a": t.Leaf(1)})))),
+    *(t.Pair(1, t.Pair(None)), t.Names({1, 2}), t.Queue([1]), t.Key(int=7)),
+    *(t.Password("x"), SecretStr("hidden")),
+    PersonV1(name="a", tags={"x"}),
+    t.Person(name="a", address=t.Address(street="s"), tags={"x"}, friends=[t.Person(name="b")], born=MOMENT),
+    *(
+        t.Aliased(Count=5, deep=["q"], a="z"),
+        t.HoldsAliased(inner=t.Aliased(Count=3), many=[t.Aliased(b="b")]),
+    ),
+    *(
+        t.DumpsAliases(Count=4),
+        t.Strict(width=2, height=3),
+        t.Open(known=2, more=[3]),
+        t.Normalised(text="q"),
+    ),
+    *(t.OwnInit(3), t.Tags(["a"]), t.IntBox(item=3), t.PersonBox(item=t.Person(name="x"))),
+    t.Owner(pet=t.Dog(), messages=[t.HumanMessage("h", id="1")], secret=SecretStr("q")),
+    *(t.Outer(inner=t.Outer.Inner(value=2)), t.Outer.Inner(value=3), t.MyMessage("x", extra_field=3)),
+    t.Validating(3),
+    *(Send("n", {"a": 1}), Send("n", 1, timeout=TimeoutPolicy(run_timeout=5))),
+    *(Command(update={"a": 1}, goto="x"), Interrupt({"q": 1}, id="i"), Overwrite([1])),
+    Item(value={"a": 1}, key="k", namespace=("a", "b"), created_at=MOMENT, updated_at=MOMENT),
+    *(_DeltaSnapshot([1, 2]), _DeltaSnapshot({2**70: "\ud800"})),
+    *(np.float32(0.1), np.float64(0.1), np.int64(-4), np.uint64(2**64 - 1), np.bool_(True), np.float16(1.5)),
+]
+
+
+@pytest.mark.parametrize("value", EXACT, ids=name)
+def test_comes_back_exactly(value: Any) -> None:
+    wrapped = {"a": [value]}
+    assert same(round_trip(value), value)
+    assert same(round_trip(wrapped), wrapped)
+
+
+@given(values)
+def test_any_state_comes_back_exactly(value: Any) -> None:
+    assert same(round_trip(value), value)
+
+
+@given(values)
+def test_wire_format_is_langgraphs(value: Any) -> None:
+    """What LangGraph keeps exactly, we write so that it reads it, and read as it does."""
+    try:
+        theirs = THEIRS.dumps_typed(value)
+        kept = same(THEIRS.loads_typed(theirs), value)
+    except TypeError:
+        return
+    if kept:
+        assert same(OURS.loads_typed(theirs), value)
+        assert same(THEIRS.loads_typed(OURS.dumps_typed(value)), value)
+
+
+@given(json_values)
+def test_plain_data_is_the_same_bytes(value: Any) -> None:
+    assert OURS.dumps_typed(value) == THEIRS.dumps_typed(value)
+
+
+PERMISSIVE_READS = [
+    *("\ud800", 2**70, -(2**100), {t.Level.HIGH: 1, t.Colour.RED: 2}, {uuid.UUID(int=1): 3, MOMENT: 1}),
+    *({"\ud800": 1}, {frozenset({1}): 2}, MOMENT.replace(tzinfo=LONDON, fold=1), deque([1], maxlen=4)),
+    *(np.float32(0.1), np.bool_(True), np.int64(3), pathlib.PurePosixPath("a")),
+]
+
+
+@pytest.mark.parametrize("value", PERMISSIVE_READS, ids=name)
+def test_langgraph_reads_exactly_what_it_could_not_write(value: Any) -> None:
+    assert same(THEIRS.loads_typed(OURS.dumps_typed(value)), value)
+
+
+def test_documented_changes_are_those_of_langgraph() -> None:
+    class Text(str):
+        pass
+
+    for value, expected in [
+        ((1, (2,)), [1, [2]]),
+        (Text("a"), "a"),
+        (OrderedDict(a=1), {"a": 1}),
+        (defaultdict(list, a=[1]), {"a": [1]}),
+        (Counter("aa"), {"a": 2}),
+        ([bytearray(b"x")], [b"x"]),
+        (ValueError("x"), "ValueError('x')"),
+        ({Text("k"): 1}, {"k": 1}),
+    ]:
+        assert same(round_trip(value), expected)
+        assert same(THEIRS.loads_typed(THEIRS.dumps_typed(value)), expected)
+
+
+def test_top_level_bytes_and_none_need_no_msgpack() -> None:
+    assert OURS.dumps_typed(None) == ("null", b"")
+    assert OURS.dumps_typed(b"\0") == ("bytes", b"\0")
+    assert OURS.dumps_typed(bytearray(b"\0")) == ("bytearray", b"\0")
+    assert same(round_trip(bytearray(b"ab")), bytearray(b"ab"))
+
+
+def test_a_model_that_no_longer_validates_is_taken_as_it_is() -> None:
+    broken = t.Validated.model_construct(amount=-1)
+    assert same(round_trip(broken), broken)
+
+
+def test_langgraphs_own_bytes_of_a_tuple_enum_are_restored() -> None:
+    assert OURS.loads_typed(THEIRS.dumps_typed([t.Point.CORNER])) == [t.Point.CORNER]
+
+
+def test_rows_of_another_python_version() -> None:
+    path = ormsgpack.packb(ormsgpack.Ext(1, ormsgpack.packb(["pathlib._local", "PosixPath", ["/", "a"]])))
+    assert OURS.loads_typed(("msgpack", path)) == pathlib.Path("/a")
+
+
+ARRAYS = [
+    np.arange(6).reshape(2, 3),
+    np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    np.arange(10)[::2],
+    np.array(["a", "bc"]),
+    np.array([b"a"]),
+    np.array(["2020-01-01"], dtype="M8[D]"),
+    np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+    np.array([((1, 2),)], dtype=[("a", "i4", (2,))]),
+    np.zeros((0, 3)),
+    np.array(5),
+    np.array([True]),
+    np.array([1 + 2j]),
+    np.arange(3, dtype=">i4"),
+    np.array([np.nan, -0.0], dtype="float16"),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=str)
+def test_arrays(array: Any) -> None:
+    read = round_trip({"a": array})["a"]
+    assert read.dtype == array.dtype
+    assert read.shape == array.shape
+    assert read.tobytes() == array.tobytes()
+    assert read.flags.writeable
+
+
+@pytest.mark.parametrize("array", [ARRAYS[0], ARRAYS[1], ARRAYS[2], ARRAYS[3], ARRAYS[8]], ids=str)
+def test_arrays_are_the_same_bytes(array: Any) -> None:
+    assert OURS.dumps_typed(array) == THEIRS.dumps_typed(array)
+
+
+UNSTORABLE: list[tuple[Any, str]] = [
+    ({"a": [1, {"b": object()}]}, "value['a'][1]['b']"),
+    ([t.Person(name="a"), t.Open(other={"f": object()})], "value[1].other['f']"),
+    (t.Leaf({"x": 1j}), "value.value['x']"),
+    (t.Pair(1, lambda: None), "value.right"),
+    ({"f": open}, "value['f']"),
+    ({object: 1}, "value key <class 'object'>"),
+    (Send("n", {"x": range(3)}), "value[1]['x']"),
+    ({1: {2: object()}}, "value[1][2]"),
+    ([np.array([object()])], "value[0]: a numpy array of Python objects"),
+    ([np.ma.array([1], mask=[1])], "value[0]: a masked array"),
+    ((x for x in ()), "value: builtins.generator"),
+]
+
+
+@pytest.mark.parametrize(("value", "where"), UNSTORABLE, ids=name)
+def test_what_cannot_be_stored_is_named(value: Any, where: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        OURS.dumps_typed(value)
+    assert where in str(caught.value)
+
+
+def test_cycles_and_depth_are_refused() -> None:
+    cycle: list[Any] = []
+    cycle.append({"again": cycle})
+    with pytest.raises(EncodeError, match="contains itself"):
+        OURS.dumps_typed(cycle)
+    node = t.Node()
+    node.child = node
+    with pytest.raises(EncodeError, match="contains itself"):
+        OURS.dumps_typed(node)
+
+
+def test_deeply_nested_objects() -> None:
+    value: Any = 1
+    for _ in range(300):
+        value = t.Leaf(value)
+    assert OURS.dumps_typed(round_trip(value)) == OURS.dumps_typed(value)
+
+
+@given(st.integers())
+def test_integers_of_any_size(number: int) -> None:
+    assert round_trip([number, {number: 1}]) == [number, {number: 1}]
+
+
+def test_no_pickle() -> None:
+    with pytest.raises(TypeError, match="pickle_fallback"):
+        SafeSerializer(pickle_fallback=True)  # type: ignore[call-arg]
+    with pytest.raises(EncodeError):
+        OURS.dumps_typed(lambda: None)
