@@ -69,21 +69,13 @@ class Search(NamedTuple):
         return Statement(text, bound | params)
 
     def filtered(self, queries: Queries, name: str) -> Query:
-        """The named query of store.sql with this filter in its place.
-
-        Conditions are wrapped so that the planner takes each for one in two: its guesses for jsonb
-        are one in two hundred or less, and lead to nested loops over a whole scope.
-        """
-        wheres = (
-            queries[condition.query]
-            .replace("%(path)s", f"%(path_{no})s")
-            .replace("%(operand)s", f"%(operand_{no})s")
-            for no, condition in enumerate(self.conditions)
-        )
-        conditions = "".join(f" AND CASE WHEN {where} THEN true ELSE false END" for where in wheres)
-        return Query(
-            queries[name].replace("/* filters */", conditions).replace("/* best */", queries["best"])
-        )
+        """The named query of store.sql with this scope and filter in their places."""
+        wheres = [_numbered(queries[condition.query], no) for no, condition in enumerate(self.conditions)]
+        filters = "".join(f" AND {where}" for where in wheres)
+        # Everything is no range: the planner would take any range for a small part of the table.
+        scope = f"AND {queries['where_in_scope']}" if self.op.namespace_prefix else ""
+        text = queries[name].replace("/* scope */", scope).replace("/* filters */", filters)
+        return Query(text.replace("/* best */", queries["best"]))
 
 
 class Put(NamedTuple):
@@ -126,6 +118,20 @@ class Batch:
                 self.lists.append((no, op, *keys.listed(op.match_conditions or ())))
             else:
                 raise InvalidInputError(f"{type(op).__name__} is no operation of LangGraph's stores")
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Batches as one, their results one after the other."""
+        joined = cls(batches[0].queries, batches[0].tenant, batches[0].index)
+        for batch in batches:
+            base = len(joined.results)
+            joined.results += batch.results
+            joined.gets += [(base + no, op, item) for no, op, item in batch.gets]
+            joined.searches += [search._replace(no=base + search.no) for search in batch.searches]
+            joined.near += [search._replace(no=base + search.no) for search in batch.near]
+            joined.lists += [(base + no, op, scope, patterns) for no, op, scope, patterns in batch.lists]
+            joined.puts |= batch.puts
+        return joined
 
     def _add_put(self, op: PutOp) -> None:
         item = keys.item_id(op.namespace, op.key)
@@ -214,9 +220,8 @@ class Batch:
         gone = [item for item, put in ordered if put is None]
         puts = [(item, put) for item, put in ordered if put is not None]
         statements: list[Statement] = []
-        if gone and puts:
-            statements.append(self._about("lock_items", [item for item, _ in ordered]))
         if gone:
+            statements.append(self._about("lock_items", [item for item, _ in ordered]))
             statements.append(self._about("delete_items", gone))
         if puts:
             statements.append(self._put(puts))
@@ -273,6 +278,10 @@ def found_item(row: Row, score: float | None = None) -> SearchItem:
 
 def no_vectors() -> Vectors:
     return {}, {}
+
+
+def _numbered(where: Query, no: int) -> str:
+    return where.replace("%(path)s", f"%(path_{no})s").replace("%(operand)s", f"%(operand_{no})s")
 
 
 def _columns(items: Sequence[tuple[str, str]]) -> dict[str, str]:

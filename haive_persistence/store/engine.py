@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
+from haive_persistence.db.ticks import Ticks
 from haive_persistence.db.migrate import migrations, pending, read_applied
 from haive_persistence.errors import MigrationError
 from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
@@ -40,6 +42,7 @@ class Engine:
         self._index: VectorIndex | None = read_index(index) if index else None
         self._ground = Ground(database, self._index) if self._index else None
         self._large = LargeScopes()
+        self._ticks = Ticks[Batch, list[Result]](self._run_together)
 
     @property
     def embeddings(self) -> Any:
@@ -63,10 +66,24 @@ class Engine:
 
     # -- batches ------------------------------------------------------------------------------
 
-    async def run(self, way: Way, ops: Iterable[Op]) -> list[Result]:
-        """The results of a batch, in its order."""
+    def check(self, ops: Iterable[Op]) -> Batch:
+        """A batch, ready to run. Raises an InvalidInputError or EncodeError for what cannot be done."""
         batch = Batch(self._queries, self._database.tenant, self._index)
         batch.add(ops)
+        return batch
+
+    async def ask(self, ops: Iterable[Op]) -> list[Result]:
+        """`run` for code under an event loop, together with what other tasks ask in the same tick."""
+        return await self._ticks.ask(self.check(ops))
+
+    async def _run_together(self, batches: Sequence[Batch]) -> list[list[Result]]:
+        joined = batches[0] if len(batches) == 1 else Batch.join(batches)
+        results = await self.run(self.asynchronous, joined)
+        ends = list(accumulate(len(batch.results) for batch in batches))
+        return [results[end - len(batch.results) : end] for batch, end in zip(batches, ends, strict=True)]
+
+    async def run(self, way: Way, batch: Batch) -> list[Result]:
+        """The results of a batch, in its order."""
         aimed = await self._aimed(way) if batch.near or (self._index and any(batch.puts.values())) else None
         stored, searched = await self._embed(way, batch)
         if not batch.near or not aimed:

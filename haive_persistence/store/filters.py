@@ -1,24 +1,28 @@
-"""A search's `filter`, as conditions in SQL.
+"""A search's `filter`, as one jsonpath predicate.
 
-A filter is taken apart into conditions that each look at one place in the value. The condition's
-text comes from `where_…` queries in store.sql; places and operands are bound parameters, always.
+    {"color": "red", "size": {"$gt": 9}}   becomes   strict ($."color" == $v0) && ($."size" > $v1)
+
+with v0 and v1 bound beside it. jsonpath compares by type: numbers as numbers, texts as texts in
+code-point order, and things of different types not at all, which is "unknown" and finds nothing.
+It is also the fastest way Postgres has, one call per row. Only `$eq` and `$ne` with a list or a
+dict, which jsonpath cannot compare, are conditions of their own.
+
 Semantics are `InMemoryStore`'s, made typed: a missing field equals None; a dict without operators
-matches a dict that has at least these fields; a list matches a list of the same length. Numbers
-are compared as numbers, texts as texts in code-point order; a boolean is not a number, and a value
-of another type is neither less nor greater (InMemoryStore raises there, or compares "10" with 9).
+matches a dict that has at least these fields; a list matches a list of the same length, part by
+part. A boolean is not a number, and "10" is neither less nor greater than 9.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from haive_persistence.errors import InvalidInputError
 from haive_persistence.store.arrays import text_array
-from haive_persistence.store.values import check, escaped, look_alike
+from haive_persistence.store.values import check, escaped, look_alike, quoted
 
-_ORDER = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
+_ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _KNOWN = ("$eq", "$ne", *_ORDER)
 
 
@@ -40,50 +44,81 @@ def compile_filter(wanted: Mapping[str, Any] | None) -> list[Condition]:
     if not isinstance(wanted, Mapping):
         raise InvalidInputError(f"a filter is a dict of fields, not {type(wanted).__name__}")
     check(dict(wanted), "filter")
-    return [condition for field, test in wanted.items() for condition in _field((field,), test)]
+    compiled = _Compiler()
+    for name, test in wanted.items():
+        compiled.field((name,), test)
+    return compiled.conditions()
 
 
-def _field(path: tuple[str, ...], test: Any) -> Iterator[Condition]:
-    if isinstance(test, Mapping):
+class _Compiler:
+    """Collects predicates, their operands, and what is no predicate."""
+
+    def __init__(self) -> None:
+        self._tests: list[str] = []
+        self._operands: list[str] = []
+        self._compound: list[Condition] = []
+
+    def conditions(self) -> list[Condition]:
+        if not self._tests:
+            return self._compound
+        operands = "{" + ",".join(f'"v{no}":{operand}' for no, operand in enumerate(self._operands)) + "}"
+        return [Condition("where_matches", "strict " + " && ".join(self._tests), operands), *self._compound]
+
+    def field(self, path: tuple[str | int, ...], test: Any) -> None:
+        if isinstance(test, Mapping):
+            self._dict(path, test)
+        elif isinstance(test, list | tuple):
+            at = _at(path)
+            self._tests.append(f'({at}.type() == "array" && {at}.size() == {len(test)})')
+            for no, part in enumerate(test):
+                self.field((*path, no), part)
+        else:
+            self._operator(path, "$eq", test)
+
+    def _dict(self, path: tuple[str | int, ...], test: Mapping[str, Any]) -> None:
         if any(key.startswith("$") for key in test):
             for operator, operand in test.items():
-                yield _operator(path, operator, operand)
+                self._operator(path, operator, operand)
+            return
+        self._tests.append(f'({_at(path)}.type() == "object")')
+        for name, inner in test.items():
+            self.field((*path, name), inner)
+
+    def _operator(self, path: tuple[str | int, ...], operator: str, operand: Any) -> None:
+        if operator not in _KNOWN:
+            raise InvalidInputError(
+                f"filter operator {operator!r} of {path[-1]!r} is unknown; there are {', '.join(_KNOWN)}"
+            )
+        if _has_nan(operand):
+            raise InvalidInputError(f"filter of {path[-1]!r}: NaN equals nothing, so nothing can be found by it")
+        if operator in _ORDER:
+            if not isinstance(operand, str | int | float):
+                raise InvalidInputError(
+                    f"filter operator {operator!r} of {path[-1]!r} compares numbers, texts or booleans, "
+                    f"not {type(operand).__name__}"
+                )
+            self._tests.append(f"({_at(path)} {_ORDER[operator]} {self._bind(operand)})")
+        elif isinstance(operand, Mapping | list | tuple):
+            steps = text_array(escaped(str(step)) for step in path)
+            self._compound.append(Condition(f"where_{operator[1:]}", steps, look_alike(operand)))
         else:
-            yield _condition("where_object", path, "")
-            for field, inner in test.items():
-                yield from _field((*path, field), inner)
-    elif isinstance(test, list | tuple):
-        yield _condition("where_list", path, str(len(test)))
-        for no, inner in enumerate(test):
-            yield from _field((*path, str(no)), inner)
-    else:
-        yield _operator(path, "$eq", test)
+            self._tests.append(self._equal(_at(path), operand, unequal=operator == "$ne"))
+
+    def _equal(self, at: str, operand: Any, *, unequal: bool) -> str:
+        """A field that is missing, or of another type, makes a comparison unknown."""
+        if operand is None:
+            equal = f"(({at} == null) is unknown || {at} == null)"
+            return f"(!{equal})" if unequal else equal
+        equal = f"({at} == {self._bind(operand)})"
+        return f"({equal} is unknown || !{equal})" if unequal else equal
+
+    def _bind(self, operand: Any) -> str:
+        self._operands.append(look_alike(operand))
+        return f"$v{len(self._operands) - 1}"
 
 
-def _operator(path: tuple[str, ...], operator: str, operand: Any) -> Condition:
-    if operator not in _KNOWN:
-        raise InvalidInputError(
-            f"filter operator {operator!r} of {path[-1]!r} is unknown; there are {', '.join(_KNOWN)}"
-        )
-    if _has_nan(operand):
-        raise InvalidInputError(
-            f"filter of {path[-1]!r}: NaN equals nothing, so nothing could be found by it"
-        )
-    if operator in ("$eq", "$ne"):
-        return _condition(f"where_{operator[1:]}", path, look_alike(operand))
-    if isinstance(operand, str):
-        return _condition(f"where_text_{_ORDER[operator]}", path, escaped(operand))
-    if isinstance(operand, bool):
-        return _condition(f"where_boolean_{_ORDER[operator]}", path, look_alike(operand))
-    if isinstance(operand, int | float):
-        return _condition(f"where_number_{_ORDER[operator]}", path, look_alike(operand))
-    raise InvalidInputError(
-        f"filter operator {operator!r} of {path[-1]!r} compares numbers, texts or booleans, not {type(operand).__name__}"
-    )
-
-
-def _condition(query: str, path: tuple[str, ...], operand: str) -> Condition:
-    return Condition(query, text_array(map(escaped, path)), operand)
+def _at(path: tuple[str | int, ...]) -> str:
+    return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{quoted(step)}" for step in path)
 
 
 def _has_nan(operand: Any) -> bool:

@@ -63,11 +63,15 @@ class Nearest:
         self._fetch = 2 * (search.op.limit + search.op.offset) * max(1, len(index.fields)) + 20
 
     def statement(self) -> Statement:
-        name: str = "search_exact" if self._exact else "search_near"
-        query: Query = self._search.filtered(self._queries, name)
-        return self._search.statement(
-            query, self._tenant, query=self._query, fetch=self._fetch, most=self._most
-        )
+        if self._exact:
+            text = self._search.filtered(self._queries, "search_exact")
+            return self._search.statement(text, self._tenant, **self._params, most=self._most)
+        text = self._search.filtered(self._queries, "search_near")
+        return self._search.statement(text, self._tenant, **self._params)
+
+    @property
+    def _params(self) -> dict[str, object]:
+        return {"query": self._query, "fetch": self._fetch}
 
     def accept(self, rows: Sequence[Row], results: list[Result]) -> bool:
         """Take an answer. False if it was not a complete one and `statement()` has to be asked again."""

@@ -167,11 +167,14 @@ class PostgresStore(BaseStore):
             InvalidInputError: For an operation that cannot be done; then none of the batch was.
             EncodeError: For a value that is not JSON; likewise.
         """
-        return run_sync(self._engine.run(self._engine.blocking, ops))
+        return run_sync(self._engine.run(self._engine.blocking, self._engine.check(ops)))
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
-        """`batch` for code under an event loop."""
-        return await self._engine.run(self._engine.asynchronous, ops)
+        """`batch` for code under an event loop.
+
+        What several tasks ask in the same tick goes to the server together.
+        """
+        return await self._engine.ask(ops)
 
     # --- expiry
 

@@ -77,6 +77,11 @@ def escaped(text: str) -> str:
     return text if _plain(text) else _escaped(text)
 
 
+def quoted(text: str) -> str:
+    """`escaped`, as a JSON string; jsonpath writes its field names the same way."""
+    return _write(escaped(text))
+
+
 class _NotJson(Exception):
     """A part that is not JSON, and the way to it, innermost step first."""
 

@@ -4,14 +4,14 @@
 -- One item. `namespace` is its labels, each followed by a dot: ('users', 'ann') is 'users.ann.';
 -- labels have no dots, so everything at or under it is the text range ['users.ann.', 'users.ann/').
 CREATE TABLE haive.store_item (
-    tenant_id   text COLLATE "C" NOT NULL,
-    namespace   text COLLATE "C" NOT NULL,
-    key         text COLLATE "C" NOT NULL,
     created_at  timestamptz NOT NULL,
     updated_at  timestamptz NOT NULL,
-    -- Not shown from then on; refreshed to now + ttl_minutes by reads that ask for it.
+    tenant_id   text COLLATE "C" NOT NULL,
+    -- Not shown from then on; reads that ask for it set it to now + ttl_minutes again.
     expires_at  timestamptz,
     ttl_minutes double precision,
+    namespace   text COLLATE "C" NOT NULL,
+    key         text COLLATE "C" NOT NULL,
     -- What filters look at. It is also the value, unless `exact` says otherwise.
     value       jsonb NOT NULL,
     -- The value as JSON text where jsonb would change it: NUL, NaN, infinities, -0.0, lone surrogates,
