@@ -2,8 +2,8 @@
 
     make demo            (or: python examples/demo.py)
 
-No network and no model: the "model" is a function that decides by rules which tool to call. Everything else is real:
-LangGraph, the embedded Postgres, two processes, and a kill -9 between them.
+No network and no model: the "model" is a function that decides by rules which tool to call. Everything else
+is real: LangGraph, the embedded Postgres, two processes, and a kill -9 between them.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def second(data_dir: str) -> None:
 def tables(saver: Checkpointer) -> list[tuple[str, int, int]]:
     columns = {"piece": "payload", "checkpoint": "head", "pending_write": "payload"}
     with saver.database.connect() as conn:
+        query = "SELECT count(*), sum(octet_length({})) FROM haive.{}"
         return [
-            (table, *conn.execute(f"SELECT count(*), sum(octet_length({column})) FROM haive.{table}").fetchone())
+            (table, *conn.execute(query.format(column, table)).fetchone())
             for table, column in columns.items()
         ]
 

@@ -32,7 +32,10 @@ def test_blocks_run(page: Path, dsn: str, server: EmbeddedServer, monkeypatch: p
     monkeypatch.setenv("HAIVE_DATA_DIR", str(server.root))
     program = "\n\n".join(code)
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -44,9 +47,8 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_the_demo_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py")], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    command = [sys.executable, str(ROOT / "examples" / "demo.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sent to bob@example.com" in done.stdout
     assert "kept: 10 messages" in done.stdout

@@ -22,7 +22,7 @@ class CheckpointConfig:
     #: The master key everything the user made is sealed under: 32 bytes (raw, hex or base64) or a passphrase.
     #: None stores in the clear. Once given, unsealed rows are refused.
     encryption_key: Secret | None = field(default=None, repr=False)
-    #: Master keys used before: they still open what they sealed; new data keys are wrapped by `encryption_key`.
+    #: Master keys used before: they still open what they sealed; `encryption_key` wraps new data keys.
     older_encryption_keys: Sequence[Secret] = field(default=(), repr=False)
     #: Metadata keys kept in the clear besides, so that `list(filter=…)` finds them in SQL; all others are
     #: compared after decoding.
@@ -34,7 +34,7 @@ class CheckpointConfig:
         if self.compression not in (None, "zstd"):
             raise ConfigError(f'compression={self.compression!r}: use "zstd" or None')
         if self.encryption_key is not None and not self.encryption_key:
-            raise ConfigError("encryption_key is empty: give 32 bytes or a passphrase, or None for no encryption")
+            raise ConfigError("encryption_key is empty: give 32 bytes or a passphrase, or None for none")
         if isinstance(self.searchable_metadata, str):
             raise ConfigError("searchable_metadata is a sequence of keys, not one string")
         if self.cache_bytes < 0:

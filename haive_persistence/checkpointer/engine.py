@@ -53,7 +53,11 @@ class Engine:
     """One tenant's checkpoints; every method takes the `Db` to work on, blocking or asynchronous."""
 
     def __init__(
-        self, queries: Mapping[str, Query], tenant: str, cache: ProcessCache, codec: CodecSource,
+        self,
+        queries: Mapping[str, Query],
+        tenant: str,
+        cache: ProcessCache,
+        codec: CodecSource,
         searchable: Sequence[str] = (),
     ) -> None:
         self.queries = queries
@@ -199,7 +203,7 @@ class Engine:
     async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
         address = Address(config, self.tenant)
         codec = await self.codec(db)
-        params = {"thread": address.thread, "ns_key": address.ns_key}
+        params: dict[str, Any] = {"thread": address.thread, "ns_key": address.ns_key}
         name = "get_latest"
         if address.checkpoint_id is not None:
             name, params["id"] = "get_one", address.checkpoint_id
@@ -212,7 +216,7 @@ class Engine:
                 if missing := reader.needed(stored):
                     await reader.fetch(db, missing)
                 with no_garbage_collection():
-                    found = reader.tuple(stored[0])
+                    found = reader.checkpoint_tuple(stored[0])
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
                 continue
@@ -322,7 +326,7 @@ class Engine:
                 if thread_id is not None:
                     found = [s._replace(thread_id=thread_id) for s in found]
                 with no_garbage_collection():
-                    return Page([readers[s.thread].tuple(s) for s in found], last, size)
+                    return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
             except StaleRead:
                 for thread, reader in readers.items():
                     self.cache.drop(thread.bytes, reader.log)
@@ -381,7 +385,7 @@ Walk = tuple[list[Stored], "tuple[mf.Manifest, int] | None"]
 
 
 def _walk(reader: ThreadReader, chain: Sequence[Stored], channel: str) -> Walk:
-    """The ancestors (nearest first) up to the first with a value of the channel, and that value's manifest."""
+    """The ancestors, nearest first, up to the first with a value of the channel; that value's manifest."""
     on_path: list[Stored] = []
     for s in chain[1:]:
         on_path.append(s)
@@ -427,7 +431,7 @@ def stored_metadata(config: Config, metadata: CheckpointMetadata) -> dict[str, A
 
 
 def labels_of(metadata: Mapping[str, Any], searchable: Sequence[str]) -> str | None:
-    """The searchable part of metadata as JSON for SQL; None if there is none. What JSON cannot hold is left out."""
+    """The searchable part of metadata as JSON; None if there is none. What JSON cannot hold is left out."""
     labels: dict[str, Any] = {}
     for key in searchable:
         value = metadata.get(key)
@@ -439,7 +443,7 @@ def labels_of(metadata: Mapping[str, Any], searchable: Sequence[str]) -> str | N
 
 
 def contains(value: Any, wanted: Any) -> bool:
-    """Whether `value` has all of `wanted`, as Postgres's `@>` says of JSON: objects by key, arrays as sets."""
+    """Whether `value` has all of `wanted`, as Postgres's `@>` has it: objects by key, arrays as sets."""
     if isinstance(wanted, Mapping):
         return isinstance(value, Mapping) and all(
             k in value and contains(value[k], v) for k, v in wanted.items()

@@ -31,7 +31,7 @@ class CodecProvider:
         self._bound: BoundCodec | None = None
 
     async def codec(self, db: Db) -> BoundCodec:
-        """The tenant's codec. Raises WrongKeyError if no master key given opens a data key of the tenant's."""
+        """The tenant's codec. Raises WrongKeyError if the master keys do not open its data keys."""
         if self._bound is None:
             sealer, index_key = await self._sealer(db)
             codec = Codec(self._serde, compression=self._config.compression, sealer=sealer)

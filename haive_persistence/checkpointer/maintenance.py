@@ -152,15 +152,16 @@ class Maintenance:
         await tx.batch(statements)
 
     async def copy_thread(self, db: Db, source: object, target: object) -> None:
-        """Everything of one thread, to another. Sealed payloads are bound to their row: they are sealed anew."""
-        params = {
+        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed anew."""
+        target_key = self._key(target)
+        params: dict[str, Any] = {
             "thread": self._key(source),
-            "target": self._key(target),
+            "target": target_key,
             "tenant": self._engine.tenant,
             "epoch": new_epoch(),
             "thread_id": thread_id_text(target),
         }
-        if params["thread"] == params["target"]:
+        if params["thread"] == target_key:
             raise InvalidInputError("source and target are the same thread")
         codec = await self._engine.codec(db)
         if codec.sealed:
@@ -170,7 +171,7 @@ class Maintenance:
             async with db.transaction(isolation="repeatable read") as tx:
                 if await tx.fetch_one(self._queries["epoch"], params) is not None:
                     await tx.batch([Statement(self._queries[n], params) for n in names])
-        self._engine.cache.drop(params["target"].bytes)
+        self._engine.cache.drop(target_key.bytes)
 
     async def _copy_sealed(self, db: Db, codec: BoundCodec, params: dict[str, Any]) -> None:
         source, target = params["thread"], params["target"]

@@ -25,15 +25,26 @@ is *frozen*: written once as a piece of its own, and from then on named by a sli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ormsgpack
 
 LEAF, LIST, DICT, SEND, SNAPSHOT = range(5)
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces
-Entry = tuple[Any, Manifest]  # (key or None, manifest) of one element that has its own
+Entry = tuple[str | None, Manifest]  # (key or None, manifest) of one element that has its own
+
+
+class Slice(NamedTuple):
+    """`length` numbers of the frozen sequence `no`, from `first`."""
+
+    no: int
+    first: int
+    length: int
+
+
+Part = int | Slice | Entry  # a piece, a slice of a frozen sequence, an element with its own manifest
 
 FREEZE_BYTES = 64  # a sequence whose ranges take more than this is frozen
 
@@ -62,39 +73,35 @@ def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         return
 
 
-def encode_items(parts: Iterable[int | Entry | tuple[int, int, int]], base: int) -> list[Any]:
-    """Items as the flat array of the module's docstring; differences start from `base`.
-
-    `parts` holds piece numbers, `(no, first, count)` slices of frozen sequences and `(key, manifest)`
-    entries, in order.
-    """
+def encode_items(parts: Iterable[Part], base: int) -> list[Any]:
+    """Items as the flat array of the module's docstring; differences start from `base`."""
     out: list[Any] = []
     expected = base
-    run_start = run_end = -1
+    start = end = -1
     for part in parts:
-        if type(part) is int:
-            if part == run_end:
-                run_end += 1
+        if isinstance(part, int):
+            if part == end:
+                end += 1
                 continue
-            if run_start >= 0:
-                out += (run_start - expected, run_end - run_start)
-                expected = run_end
-            run_start, run_end = part, part + 1
+            if start >= 0:
+                out += (start - expected, end - start)
+                expected = end
+            start, end = part, part + 1
             continue
-        if run_start >= 0:
-            out += (run_start - expected, run_end - run_start)
-            expected, run_start, run_end = run_end, -1, -1
-        if len(part) == 3:
-            out += (part[0] - expected, 0, part[1], part[2])
+        if start >= 0:
+            out += (start - expected, end - start)
+            expected, start, end = end, -1, -1
+        if isinstance(part, Slice):
+            out += (part.no - expected, 0, part.first, part.length)
         else:
             out.append(list(part))
-    if run_start >= 0:
-        out += (run_start - expected, run_end - run_start)
+    if start >= 0:
+        out += (start - expected, end - start)
     return out
 
 
-def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int | tuple[int, int, int]]:
-    """The numbers `parts`, with runs that stand in a frozen sequence as `(no, first, count)`."""
+def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int | Slice]:
+    """The numbers `parts`, with runs that stand in the frozen sequence `no` as slices of it."""
     where = {number: at for at, number in enumerate(frozen)}
     at, end = 0, len(parts)
     while at < end:
@@ -107,23 +114,23 @@ def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int
         while at + count < end and first + count < len(frozen) and parts[at + count] == frozen[first + count]:
             count += 1
         if count > 2:
-            yield (no, first, count)
+            yield Slice(no, first, count)
         else:
             yield from parts[at : at + count]
         at += count
 
 
 def decode_items(
-    items: Sequence[Any], base: int, frozen: dict[int, list[int]]
-) -> Iterator[int | tuple[int, int] | list[Any]]:
-    """Yield `(start, length)` ranges, single numbers out of frozen sequences, and `[key, manifest]`.
+    items: Sequence[Any], base: int, frozen: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[int, int] | list[Any]]:
+    """Yield `(start, length)` ranges of pieces, and `[key, manifest]` of elements with their own.
 
     Raises KeyError with the piece's number when a frozen sequence is not in `frozen` yet.
     """
     expected, at, end = base, 0, len(items)
     while at < end:
         head = items[at]
-        if type(head) is list:
+        if isinstance(head, list):
             yield head
             at += 1
             continue
@@ -134,7 +141,7 @@ def decode_items(
             at += 2
         else:
             first, count = items[at + 2], items[at + 3]
-            yield from frozen[start][first : first + count]
+            yield from ranges(frozen[start][first : first + count])
             at += 4
 
 
@@ -165,7 +172,9 @@ def _frozen_in(items: Sequence[Any], base: int) -> Iterator[int]:
             at += 4
 
 
-def piece_numbers(manifest: Manifest, base: int, frozen: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
+def piece_numbers(
+    manifest: Manifest, base: int, frozen: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[int, int]]:
     """Every piece a manifest needs, as `(start, length)`; the frozen sequences included."""
     if type(manifest) is not list or not manifest:
         return
@@ -179,10 +188,8 @@ def piece_numbers(manifest: Manifest, base: int, frozen: dict[int, list[int]]) -
             yield no, 1
         for items in manifest[1:]:
             for part in decode_items(items, base, frozen):
-                if type(part) is tuple:
+                if isinstance(part, tuple):
                     yield part
-                elif type(part) is int:
-                    yield part, 1
                 else:
                     yield from piece_numbers(part[1], base, frozen)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ FETCH_AT_ONCE = 20_000  # pieces per statement
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Generator[None]:
     """Hold the collector back while many objects are made at once, none of which is garbage.
 
     It would walk them again and again: two thirds of the time of reading a long history.
@@ -160,12 +160,13 @@ class ThreadReader:
             data = self.log.pieces[no] = _Names(mf.unpack(data))
         if type(data) is not _Names:
             raise DecodeError("a row names a piece that is not a template: the data is damaged")
-        return data.names
+        names: list[Any] = data.names
+        return names
 
     def metadata(self, head: records.Head) -> dict[str, Any]:
         return records.decode_metadata(head, self.names(head), self.decoder)
 
-    def tuple(self, s: Stored) -> CheckpointTuple:
+    def checkpoint_tuple(self, s: Stored) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.head)
         self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
@@ -213,7 +214,7 @@ def _wanted(head: records.Head, want: str) -> list[mf.Manifest]:
     if want == "all":
         return head.manifests()
     if want == "metadata":
-        return head.fields[8]
+        return list(head.fields[8])
     return [m for m in head.values if type(m) is list and m and m[0] == mf.SNAPSHOT]
 
 

@@ -45,7 +45,7 @@ def id_time(checkpoint_id: bytes) -> int:
 
 
 def encode_time(ts: Any, checkpoint_id: bytes) -> Any:
-    """An ISO timestamp as microseconds after the checkpoint's id, or as it is if that would not say it exactly."""
+    """An ISO timestamp as microseconds after the checkpoint's id, or as it is if that loses anything."""
     if type(ts) is str and (made := id_time(checkpoint_id)):
         try:
             at = datetime.fromisoformat(ts)
@@ -79,8 +79,8 @@ class Head(NamedTuple):
     fields: list[Any]
 
     @property
-    def values(self) -> list[Any]:
-        return self.fields[9]
+    def values(self) -> list[mf.Manifest]:
+        return list(self.fields[9])
 
     def manifests(self) -> list[mf.Manifest]:
         """Every manifest of the head."""

@@ -70,8 +70,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     Args:
         store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
             string, a `PersistenceConfig`, or None for the embedded Postgres.
-        config: Compression, encryption and memory. Keyword arguments of `CheckpointConfig` may be given
-            directly instead.
+        config: Compression, encryption and memory.
         serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
             and constructs data types only.
 
@@ -98,8 +97,8 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             self._database = store.database
         else:
             raise ConfigError(
-                f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, a Database, "
-                "a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
+                f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, "
+                "a Database, a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
             )
         self._built: tuple[Any, Engine, Maintenance, CodecProvider] | None = None
 
@@ -173,7 +172,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         return self._parts()[2]
 
     def get_next_version(self, current: Any, channel: None) -> Any:
-        """The version after `current`: the next integer, or the next one of an imported thread's text versions."""
+        """The version after `current`: the next integer, or text as imported threads have it."""
         if isinstance(current, str):
             number, _, fraction = current.partition(".")
             return f"{int(number) + 1:032}.{fraction or '0'}"

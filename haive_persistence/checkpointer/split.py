@@ -203,11 +203,9 @@ class Encoder:
         items = self._items(self._list_parts(value, ids))
         if ids.new:
             self._give_ids(ids)
-        return (
-            [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())))]
-            if ids.by_piece
-            else [mf.LIST, items]
-        )
+        if not ids.by_piece:
+            return [mf.LIST, items]
+        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())))]
 
     def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
         parts: list[Any] = []
@@ -333,26 +331,26 @@ class Encoder:
         if len(parts) > GRID and (named := self._after_frozen(parts)) is not None:
             return named
         items = mf.encode_items(parts, base)
-        if (
-            len(items) <= 24
-            or len(mf.pack(items)) <= mf.FREEZE_BYTES
-            or not all(type(p) is int for p in parts)
-        ):
+        if self._fits(items) or not all(type(p) is int for p in parts):
             return items
         for no, numbers in self._batch.candidates():
             sliced = mf.encode_items(mf.slices(parts, no, numbers), base)
-            if len(sliced) <= 24 or len(mf.pack(sliced)) <= mf.FREEZE_BYTES:
+            if self._fits(sliced):
                 return self._named(no, sliced)
         no = self._batch.freeze(list(parts), mf.encode_frozen)
         return self._named(no, [no - base, 0, 0, len(parts)])
+
+    @staticmethod
+    def _fits(items: list[Any]) -> bool:
+        return len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES
 
     def _after_frozen(self, parts: list[Any]) -> list[Any] | None:
         """The common case of a long list: a frozen sequence, then what was appended since."""
         for no, numbers in self._batch.candidates():
             if len(numbers) <= len(parts) and parts[: len(numbers)] == numbers:
-                tail: list[Any] = [(no, 0, len(numbers)), *parts[len(numbers) :]]
+                tail: list[Any] = [mf.Slice(no, 0, len(numbers)), *parts[len(numbers) :]]
                 items = mf.encode_items(tail, self._batch.base)
-                if len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES:
+                if self._fits(items):
                     return self._named(no, items)
         return None
 
@@ -484,10 +482,10 @@ class Decoder:
         pieces = self._log.pieces
         ids = self._ids(manifest[2], base) if len(manifest) > 2 else _NO_IDS
         for part in mf.decode_items(manifest[1], base, self._log.frozen):
-            if type(part) is list:
+            if isinstance(part, list):
                 out.append(self.decode(part[1], base))
                 continue
-            start, count = part if type(part) is tuple else (part, 1)
+            start, count = part
             for no in range(start, start + count):
                 piece = pieces[no]
                 given = ids.get(no)
@@ -502,8 +500,7 @@ class Decoder:
         out: dict[int, tuple[str, int]] = {}
         pieces = self._log.pieces
         for part in mf.decode_items(items, base, self._log.frozen):
-            start, count = part if type(part) is tuple else (part, 1)
-            for no in range(start, start + count):
+            for no in range(part[0], part[0] + part[1]):
                 piece = pieces[no]
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
@@ -515,7 +512,7 @@ class Decoder:
         elements: list[Any] = self._load(data)
         log = self._log
         message = elements[0] if len(elements) == 1 else None
-        if type(message) not in MESSAGE_CLASSES:
+        if message is None or type(message) not in MESSAGE_CLASSES:
             log.known.setdefault(key_of("list", data), no)
             return elements
         if no in log.met and (original := Original.of(message)) is not None:
@@ -542,11 +539,10 @@ class Decoder:
         out: dict[str, Any] = {}
         log = self._log
         for part in mf.decode_items(items, base, log.frozen):
-            if type(part) is list:
+            if isinstance(part, list):
                 out[part[0]] = self.decode(part[1], base)
                 continue
-            start, count = part if type(part) is tuple else (part, 1)
-            for no in range(start, start + count):
+            for no in range(part[0], part[0] + part[1]):
                 data = log.pieces[no]
                 log.known.setdefault(key_of("dict", data), no)
                 out.update(self._load(data))

@@ -6,10 +6,10 @@ SQL, so what has gone stale is refused there, dropped here and sent again in ful
 
 Numbers. A process takes piece numbers from a *lane* of its own: 43 random bits, then a 20-bit
 counter in three parts: slices of lists, ids given to messages, and everything else, so that what is
-appended to a list gets consecutive numbers. A lane is confirmed once a plain INSERT into it was acknowledged: from then on nobody else
-can be in it, so a piece may be sent twice (`ON CONFLICT DO NOTHING`) until its first
-acknowledgement, by whichever statement names it. That is how a checkpoint can name a message that
-a write still in flight is about to store.
+appended to a list gets consecutive numbers. A lane is confirmed once a plain INSERT into it was
+acknowledged: from then on nobody else can be in it, so a piece may be sent twice (`ON CONFLICT DO
+NOTHING`) until its first acknowledgement, by whichever statement names it. That is how a checkpoint
+can name a message that a write still in flight is about to store.
 """
 
 from __future__ import annotations

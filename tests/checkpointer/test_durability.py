@@ -1,4 +1,4 @@
-"""kill -9 of the client, of a backend, of the postmaster, under sixteen writers: nothing acknowledged is lost."""
+"""kill -9 of client, backend and postmaster under sixteen writers: nothing acknowledged is lost."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_time_travel_forks_by_update_state(both: Any) -> None:
     def play(app: Any) -> Any:
         for i in range(3):
             app.invoke({"messages": [HumanMessage(f"turn {i}")]}, CONFIG)
-        past = [s for s in app.get_state_history(CONFIG) if s.metadata["step"] == 2][0]
+        past = next(s for s in app.get_state_history(CONFIG) if s.metadata["step"] == 2)
         fork = app.update_state(
             past.config, {"messages": [HumanMessage("another way", id="fork")]}, as_node="tool"
         )

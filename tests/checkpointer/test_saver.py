@@ -7,7 +7,6 @@ import enum
 import math
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Encryption: nothing the user made is readable in the database, and nothing that was changed there is returned."""
+"""Encryption: nothing the user made is readable in the database; nothing changed there is returned."""
 
 from __future__ import annotations
 

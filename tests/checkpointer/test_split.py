@@ -238,7 +238,7 @@ def test_slices_of_a_frozen_sequence(numbers: list[int], frozen: list[int]) -> N
     items = mf.encode_items(parts, 0)
     flat: list[int] = []
     for part in mf.decode_items(items, 0, {99: frozen}):
-        flat += range(part[0], part[0] + part[1]) if isinstance(part, tuple) else [part]
+        flat += range(part[0], part[0] + part[1])
     assert flat == numbers
     assert mf.decode_frozen(mf.encode_frozen(numbers)) == numbers
 

@@ -1,7 +1,8 @@
 """The saver against a plain dictionary, with the caches of several processes alive at once.
 
-Each `Checkpointer` of the machine has a cache of its own, as separate processes have. Whatever one of them does, what any
-of them reads afterwards must be what the model says: a stale cache may cost a round trip, never a wrong state.
+Each `Checkpointer` of the machine has a cache of its own, as separate processes have. Whatever one of them
+does, what any of them reads afterwards must be what the model says: a stale cache may cost a round trip,
+never a wrong state.
 """
 
 from __future__ import annotations
