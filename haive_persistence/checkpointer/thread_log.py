@@ -28,6 +28,8 @@ _STARTS = (0, LANE_SIZE // 4, LANE_SIZE // 2)
 _ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 FROZEN_TRIED = 8
+TRIM_EVERY = 64  # operations
+LOG_BYTES = 4000  # what a log takes by itself, about
 LONG_KEY = 1024  # longer keys are kept as a digest
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
@@ -206,6 +208,7 @@ class ProcessCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
+        self._operations = 0
 
     def get(self, thread_key: bytes) -> ThreadLog | None:
         with self._lock:
@@ -242,13 +245,15 @@ class ProcessCache:
                 self._logs.pop(thread_key, None)
 
     def trim(self) -> None:
+        """Call after each operation: every so often, the threads used least recently make room."""
+        self._operations += 1
+        if self._operations % TRIM_EVERY:
+            return
         with self._lock:
-            total = sum(log.bytes_held for log in self._logs.values()) if len(self._logs) < 64 else None
-            if total is None:
-                total = sum(log.bytes_held for log in self._logs.values())
-            while total > self._max_bytes and len(self._logs) > 1:
+            held = sum(log.bytes_held for log in self._logs.values()) + LOG_BYTES * len(self._logs)
+            while held > self._max_bytes and len(self._logs) > 1:
                 _, log = self._logs.popitem(last=False)
-                total -= log.bytes_held
+                held -= log.bytes_held + LOG_BYTES
 
     def clear(self) -> None:
         with self._lock:

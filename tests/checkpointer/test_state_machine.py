@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.base.id import uuid6
 
-from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, thread_log
 from haive_persistence.db import Database
 
 THREADS = ("a", "b")
@@ -288,8 +288,9 @@ def test_sealed(database: Database) -> None:
     _run(database, CheckpointConfig(encryption_key="a passphrase of the test"), 15)
 
 
-def test_without_memory(database: Database) -> None:
+def test_without_memory(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that keeps nothing beyond one thread: every read is a cold one."""
+    monkeypatch.setattr(thread_log, "TRIM_EVERY", 1)
     _run(database, CheckpointConfig(cache_bytes=0), 15)
 
 
