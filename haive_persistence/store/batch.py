@@ -197,20 +197,24 @@ class Batch:
         return Step(search.statement(search.filtered(self.queries, "search_items"), self.tenant), read)
 
     def _list(self, no: int, op: ListNamespacesOp, scope: keys.Scope, patterns: list[str]) -> Step:
-        params = {
+        params: dict[str, object] = {
             "tenant": self.tenant,
             "low": scope.low,
             "high": scope.high,
             "depth": op.max_depth,
-            "patterns": text_array(patterns),
             "limit": op.limit,
             "offset": op.offset,
         }
+        name = "list_namespaces"
+        if patterns:  # match whole namespaces, so all of them have to be walked
+            name = "list_matching"
+            params |= {"depth": None, "cut": op.max_depth, "patterns": text_array(patterns)}
 
         def read(rows: Sequence[Row]) -> None:
             self.results[no] = [keys.from_text(text) for (text,) in rows]
 
-        return Step(Statement(self.queries["list_namespaces"], params), read)
+        text = Query(self.queries[name].replace("/* walk */", self.queries["walk"]))
+        return Step(Statement(text, params), read)
 
     # -- writes -------------------------------------------------------------------------------
 

@@ -111,20 +111,21 @@ class Ground:
         if broken:
             logger.warning("the index %s was never finished; building it again", self._index.index)
             conn.execute(self._ddl("drop_index", schema))
-        if self._index.kind == "ivfflat" and not conn.execute(self._ddl("any_vector", schema)).fetchone():
+        if self._index.kind == "ivfflat" and conn.execute(self._ddl("any_vector", schema)).fetchone() == (False,):
             return
         logger.info("building the index %s", self._index.index)
         conn.execute(self._ddl("create_index_concurrently", schema))
 
     def _ddl(self, name: str, pgvector_schema: str) -> Query:
-        text = self._queries[name].format(
+        text = self._index.aim(self._queries[name], pgvector_schema).format(
             dims=self._index.dims,
             table=self._index.table,
             index=self._index.index,
-            method=self._index.method,
+            method=self._index.aim(self._index.method, pgvector_schema),
             items=f'"{self._database.schema}".store_item',
+            vectors=f'"{self._database.schema}".{self._index.table}',
         )
-        return self._index.aim(text, pgvector_schema)
+        return Query(text)
 
 
 def _check_version(version: str, index: VectorIndex) -> None:

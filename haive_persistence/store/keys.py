@@ -83,21 +83,20 @@ def scope(prefix: Sequence[str]) -> Scope:
 
 
 def listed(conditions: Iterable[MatchCondition]) -> tuple[Scope, list[str]]:
-    """Where to look for namespaces that fulfil all conditions, and the patterns they must match.
+    """Where to look for namespaces that fulfil all conditions, and the patterns they must match besides.
 
-    The longest prefix without a wildcard becomes the range to walk.
+    The longest prefix without a wildcard is the range to look in.
     """
-    longest: list[str] = []
-    patterns: list[str] = []
-    for condition in conditions:
-        path = tuple(condition.path)
+    paths = [(condition.match_type, tuple(condition.path)) for condition in conditions if condition.path]
+    for _, path in paths:
         _size(to_text(path), "namespace")
-        if not path:
-            continue
-        patterns.append(_pattern(condition.match_type, path))
-        fixed = path.index("*") if "*" in path else len(path)
-        if condition.match_type == "prefix" and fixed > len(longest):
-            longest = list(path[:fixed])
+    fixed = [path[: path.index("*")] if "*" in path else path for match_type, path in paths if match_type == "prefix"]
+    longest = max(fixed, key=len, default=())
+    patterns = [
+        _pattern(match_type, path)
+        for match_type, path in paths
+        if match_type != "prefix" or longest[: len(path)] != path
+    ]
     return scope(longest), patterns
 
 

@@ -18,7 +18,7 @@ from haive_persistence.db import Row, Statement
 from haive_persistence.store.batch import Queries, Search, found_item
 from haive_persistence.store.vectors import EXACT_VECTORS, VectorIndex
 
-_ALWAYS = -1
+_ANY_NUMBER = 2**62
 #: How long a scope is taken to be as large as it was found to be.
 _REMEMBERED_SECONDS = 60.0
 _REMEMBERED_SCOPES = 4096
@@ -57,42 +57,37 @@ class Nearest:
         self._tenant = tenant
         self._large = large
         self._query = index.to_text(vector, str(search.op.query))
-        self._most = _ALWAYS if index.kind == "flat" else EXACT_VECTORS
-        self._exact = index.kind == "flat" or (tenant, search.scope.low) not in large
+        self._most = _ANY_NUMBER if index.kind == "flat" else EXACT_VECTORS
+        remembered = index.kind != "flat" and (tenant, search.scope.low) in large
+        self._way = "search_near" if remembered else "search_exact"
         # Twice the items: an index of text fields has a few vectors for each.
         self._fetch = 2 * (search.op.limit + search.op.offset) * max(1, len(index.fields)) + 20
+        # A filter may refuse any of the nearest, so all of a scope have to be ranked for it.
+        self._measure = _ANY_NUMBER if search.conditions else self._fetch
 
     def statement(self) -> Statement:
-        if self._exact:
-            text = self._search.filtered(self._queries, "search_exact")
-            return self._search.statement(text, self._tenant, **self._params, most=self._most)
-        text = self._search.filtered(self._queries, "search_near")
-        return self._search.statement(text, self._tenant, **self._params)
-
-    @property
-    def _params(self) -> dict[str, object]:
-        return {"query": self._query, "fetch": self._fetch}
+        params: dict[str, object] = {"query": self._query, "fetch": self._fetch}
+        if self._way == "search_exact":
+            params |= {"most": self._most, "measure": self._measure}
+        return self._search.statement(self._search.filtered(self._queries, self._way), self._tenant, **params)
 
     def accept(self, rows: Sequence[Row], results: list[Result]) -> bool:
         """Take an answer. False if it was not a complete one and `statement()` has to be asked again."""
         vectors, ranked = rows[0][:2]
-        found = [row for row in rows if row[2] is not None]
-        if self._exact and vectors > self._most >= 0:
+        if self._way == "search_exact" and vectors > self._most:
             self._large.add(self._tenant, self._search.scope.low)
-            self._exact = False
+            self._way = "search_near"
             return False
-        if not self._exact and ranked < self._fetch:  # the index gave up
-            self._search_all()
+        found = [row for row in rows if row[2] is not None]
+        if self._way == "search_near" and (ranked < self._fetch or len(found) < self._search.op.limit):
+            self._way = "search_all"
             return False
-        if len(found) < self._search.op.limit and ranked >= self._fetch:  # some items have many vectors
-            self._search_all()
-            self._fetch *= 8
+        if len(found) < self._search.op.limit and (ranked >= self._fetch or vectors > self._measure):
+            self._fetch *= 8  # items with many vectors, or many vectors without their item
+            self._measure = max(self._measure, self._fetch)
             return False
         results[self._search.no] = [self._item(row) for row in found]
         return True
-
-    def _search_all(self) -> None:
-        self._exact, self._most = True, _ALWAYS
 
     def _item(self, row: Row) -> SearchItem:
         return found_item(row[2:8], self._index.score(row[8]))

@@ -77,9 +77,26 @@ CASE WHEN COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') <> (SELECT %(op
 
 -- name: list_namespaces
 -- Namespaces that hold a live item, cut to a depth, in the order of their text.
+/* walk */
+SELECT listed.namespace
+FROM walk, unnest(walk.seen) AS listed (namespace)
+LIMIT %(limit)s OFFSET %(offset)s;
+
+-- name: list_matching
+-- The same, of those that match all patterns before they are cut.
+/* walk */
+SELECT DISTINCT array_to_string(
+           (string_to_array(left(listed.namespace, -1), '.'))[1:COALESCE(%(cut)s::integer, 2147483647)], '.'
+       ) COLLATE "C" || '.'
+FROM walk, unnest(walk.seen) AS listed (namespace)
+WHERE listed.namespace ~ ALL (%(patterns)s::text[])
+ORDER BY 1
+LIMIT %(limit)s OFFSET %(offset)s;
+
+-- name: walk
 -- Walks the primary key: looks at 64 entries, then jumps behind the last namespace it saw (or
 -- behind everything below it, when cut). One with a million items costs as much as one with 64,
--- nothing has to be kept up to date by writers, and LIMIT ends the walk.
+-- nothing has to be kept up to date by writers, and a LIMIT ends the walk.
 WITH RECURSIVE walk (seen, start) AS (
     SELECT ARRAY[]::text[] COLLATE "C", %(low)s::text COLLATE "C"
     UNION ALL
@@ -96,25 +113,21 @@ WITH RECURSIVE walk (seen, start) AS (
                 ORDER BY i.namespace
                 LIMIT 64
             ) entry
-        ) full_, LATERAL (
-            SELECT full_.namespace, full_.namespace || E'\x01' AS next
+        ) distinct_, LATERAL (
+            SELECT distinct_.namespace, distinct_.namespace || E'\x01' AS next
             WHERE %(depth)s::integer IS NULL
             UNION ALL
-            SELECT short.path || '.', short.path || CASE WHEN short.all_ THEN E'.\x01' ELSE '/' END
+            SELECT short.path || '.', short.path || CASE WHEN short.uncut THEN E'.\x01' ELSE '/' END
             FROM (
                 SELECT array_to_string(split.labels[1:%(depth)s::integer], '.') COLLATE "C" AS path,
-                       cardinality(split.labels) < %(depth)s::integer AS all_
-                FROM (SELECT string_to_array(left(full_.namespace, -1), '.') AS labels) split
+                       cardinality(split.labels) < %(depth)s::integer AS uncut
+                FROM (SELECT string_to_array(left(distinct_.namespace, -1), '.') AS labels) split
             ) short
             WHERE %(depth)s::integer IS NOT NULL
         ) cut
     ) step
     WHERE walk.start IS NOT NULL
 )
-SELECT listed.namespace
-FROM walk, unnest(walk.seen) AS listed (namespace)
-WHERE listed.namespace ~ ALL (%(patterns)s::text[])
-LIMIT %(limit)s OFFSET %(offset)s;
 
 -- name: lock_items
 -- Comes before deletions, and takes the locks of the batch's puts as well: in the order of the
@@ -175,9 +188,9 @@ USING expired e
 WHERE i.tenant_id = %(tenant)s AND i.namespace = e.namespace AND i.key = e.key;
 
 -- name: search_settings
--- For the two searches below, until the end of their transaction. With sorting discouraged the
--- approximate one cannot fall back to sorting a whole scope, whatever the planner believes its size
--- to be; the exact one has to sort and does. A plan made once serves every scope and limit.
+-- For the three searches below, until the end of their transaction. With sorting discouraged the
+-- one that goes by the index cannot fall back to sorting a whole scope, whatever the planner
+-- believes its size to be; the others have to sort and do.
 SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('hnsw.ef_search', %(ef_search)s, true),
        set_config('hnsw.max_scan_tuples', %(max_scan_tuples)s, true),
@@ -187,8 +200,9 @@ SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- name: search_exact
--- The nearest items of a scope, every vector of it measured, unless it has more than `most` (-1: always).
--- "+ 0" keeps the planner from the index. A vector whose item was rewritten since counts no more.
+-- The nearest items of a scope, every vector of it measured, unless it has more than `most`.
+-- Items are looked up in the order of distance, until there are enough. "+ 0" keeps the planner
+-- from the index. A vector whose item was rewritten without it (put_at) counts no more.
 WITH size AS MATERIALIZED (
     SELECT count(*) AS vectors
     FROM (
@@ -197,16 +211,23 @@ WITH size AS MATERIALIZED (
         LIMIT %(most)s::bigint + 1
     ) counted
 ), ranked AS MATERIALIZED (
-    SELECT v.namespace, v.key, v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector AS distance
-    FROM haive.store_vector v
-    JOIN haive.store_item i
-      ON i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
-    WHERE (%(most)s::bigint < 0 OR (SELECT vectors FROM size) <= %(most)s::bigint)
-      AND v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-      AND i.namespace >= %(low)s AND i.namespace < %(high)s
-      AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
-    ORDER BY (v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector) + 0, v.namespace, v.key
-    LIMIT %(fetch)s
+    SELECT v.namespace, v.key, v.distance
+    FROM (
+        SELECT v.namespace, v.key, v.put_at,
+               (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
+        FROM haive.store_vector v
+        WHERE (SELECT vectors FROM size) <= %(most)s::bigint
+          AND v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
+        ORDER BY distance, v.namespace, v.key
+        LIMIT %(measure)s::bigint
+    ) v, LATERAL (
+        SELECT FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+          AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
+        OFFSET 0
+    ) i
+    ORDER BY v.distance, v.namespace, v.key
+    LIMIT %(fetch)s::bigint
 ), /* best */
 
 -- name: search_near
@@ -215,17 +236,38 @@ WITH size AS MATERIALIZED (
     SELECT 0::bigint AS vectors
 ), ranked AS MATERIALIZED (
     SELECT v.namespace, v.key, v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector AS distance
-    FROM haive.store_vector v
-    JOIN haive.store_item i
-      ON i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+    FROM haive.store_vector v, LATERAL (
+        SELECT FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+          AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
+        OFFSET 0
+    ) i
     WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-      AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
     ORDER BY v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector
-    LIMIT %(fetch)s
+    LIMIT %(fetch)s::bigint
+), /* best */
+
+-- name: search_all
+-- The nearest items of a scope, from the items to their vectors: for a large scope where the index
+-- gave up, which is where a filter leaves few.
+WITH size AS MATERIALIZED (
+    SELECT 0::bigint AS vectors
+), ranked AS MATERIALIZED (
+    SELECT i.namespace, i.key, v.distance
+    FROM haive.store_item i, LATERAL (
+        SELECT (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
+        FROM haive.store_vector v
+        WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.put_at = i.updated_at
+        OFFSET 0
+    ) v
+    WHERE i.tenant_id = %(tenant)s AND i.namespace >= %(low)s AND i.namespace < %(high)s
+      AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
+    ORDER BY v.distance, i.namespace, i.key
+    LIMIT %(fetch)s::bigint
 ), /* best */
 
 -- name: best
--- Both searches end like this: an item is as near as its nearest vector. The first row tells how
+-- All three end like this: an item is as near as its nearest vector. The first row tells how
 -- many vectors the scope has and how many were ranked, also when nothing was found.
 best AS (
     SELECT r.namespace, r.key, min(r.distance) AS distance
@@ -328,7 +370,8 @@ END
 $$;
 
 -- name: any_vector
-SELECT FROM haive.store_vector LIMIT 1;
+-- Asks for the size of the file: the owner sees no tenant's rows.
+SELECT pg_relation_size('{vectors}') > 0;
 
 -- name: create_index
 CREATE INDEX IF NOT EXISTS {index} ON haive.store_vector USING {method};
