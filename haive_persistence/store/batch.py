@@ -16,7 +16,6 @@ from langgraph.store.base import (
     GetOp,
     Item,
     ListNamespacesOp,
-    Op,
     PutOp,
     Result,
     SearchItem,
@@ -100,7 +99,7 @@ class Batch:
     lists: list[tuple[int, ListNamespacesOp, keys.Scope, list[str]]] = field(default_factory=list)
     puts: dict[tuple[str, str], Put | None] = field(default_factory=dict)
 
-    def add(self, ops: Iterable[Op]) -> None:
+    def add(self, ops: Iterable[Any]) -> None:
         """Check operations. Raises an InvalidInputError or EncodeError for the first that will not do."""
         for no, op in enumerate(ops):
             keys.check_op(op)

@@ -11,8 +11,8 @@ from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
-from haive_persistence.db.ticks import Ticks
 from haive_persistence.db.migrate import migrations, pending, read_applied
+from haive_persistence.db.ticks import Ticks
 from haive_persistence.errors import MigrationError
 from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
 from haive_persistence.store.ground import Ground

@@ -34,7 +34,7 @@ class Condition(NamedTuple):
     operand: str
 
 
-def compile_filter(wanted: Mapping[str, Any] | None) -> list[Condition]:
+def compile_filter(wanted: Any) -> list[Condition]:
     """The conditions that must all hold.
 
     Raises InvalidInputError for an operator that is unknown or given an operand it cannot use.
@@ -90,7 +90,9 @@ class _Compiler:
                 f"filter operator {operator!r} of {path[-1]!r} is unknown; there are {', '.join(_KNOWN)}"
             )
         if _has_nan(operand):
-            raise InvalidInputError(f"filter of {path[-1]!r}: NaN equals nothing, so nothing can be found by it")
+            raise InvalidInputError(
+                f"filter of {path[-1]!r}: NaN equals nothing, so nothing can be found by it"
+            )
         if operator in _ORDER:
             if not isinstance(operand, str | int | float):
                 raise InvalidInputError(

@@ -65,7 +65,7 @@ class Ground:
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
                 f"this login may not make the table {self._index.table} that index= needs; let the owner of "
-                f"the schema {self._database.schema!r} call setup() on a store with the same index= once. ({error})"
+                f"schema {self._database.schema!r} call setup() on a store with this index= once. ({error})"
             ) from error
 
     def _wanted(self) -> dict[str, str]:
@@ -82,12 +82,12 @@ class Ground:
             self._reindex(conn, schema, broken=index is False)
 
     def _inspect(self, conn: Connection[Any]) -> tuple[str | None, str, bool, bool | None]:
-        row = conn.execute(self._queries["inspect_vectors"], self._wanted()).fetchone()
+        row = conn.execute(self._queries["inspect_vectors"].encode(), self._wanted()).fetchone()
         return cast("tuple[str | None, str, bool, bool | None]", row)
 
     def _extend(self, conn: Connection[Any]) -> tuple[str, str]:
         try:
-            conn.execute(self._queries["create_extension"])
+            conn.execute(self._queries["create_extension"].encode())
         except psycopg.Error as error:
             raise ConfigError(
                 "index= needs pgvector in this database: install it on the server and, as an administrator, "
@@ -107,16 +107,18 @@ class Ground:
                 conn.execute(self._ddl("create_index", schema))
 
     def _reindex(self, conn: Connection[Any], schema: str, *, broken: bool) -> None:
-        """An ivfflat index finds its lists in the vectors there are: without any it waits for the next setup()."""
+        """An ivfflat index finds its lists in the vectors there are; before there are any it can wait."""
         if broken:
             logger.warning("the index %s was never finished; building it again", self._index.index)
             conn.execute(self._ddl("drop_index", schema))
-        if self._index.kind == "ivfflat" and conn.execute(self._ddl("any_vector", schema)).fetchone() == (False,):
+        if self._index.kind == "ivfflat" and conn.execute(self._ddl("any_vector", schema)).fetchone() == (
+            False,
+        ):
             return
         logger.info("building the index %s", self._index.index)
         conn.execute(self._ddl("create_index_concurrently", schema))
 
-    def _ddl(self, name: str, pgvector_schema: str) -> Query:
+    def _ddl(self, name: str, pgvector_schema: str) -> bytes:
         text = self._index.aim(self._queries[name], pgvector_schema).format(
             dims=self._index.dims,
             table=self._index.table,
@@ -125,7 +127,7 @@ class Ground:
             items=f'"{self._database.schema}".store_item',
             vectors=f'"{self._database.schema}".{self._index.table}',
         )
-        return Query(text)
+        return text.encode()
 
 
 def _check_version(version: str, index: VectorIndex) -> None:
@@ -133,6 +135,6 @@ def _check_version(version: str, index: VectorIndex) -> None:
     if index.kind != "flat" and found < OLDEST_PGVECTOR:
         oldest = ".".join(map(str, OLDEST_PGVECTOR))
         raise ConfigError(
-            f"pgvector {version} loses rows from {index.kind} indexes when it vacuums: upgrade it to {oldest} and run "
-            "ALTER EXTENSION vector UPDATE, or use ann_index_config={'kind': 'flat'}"
+            f"pgvector {version} loses rows from {index.kind} indexes when it vacuums: upgrade to {oldest} "
+            "and run ALTER EXTENSION vector UPDATE, or use ann_index_config={'kind': 'flat'}"
         )

@@ -90,7 +90,11 @@ def listed(conditions: Iterable[MatchCondition]) -> tuple[Scope, list[str]]:
     paths = [(condition.match_type, tuple(condition.path)) for condition in conditions if condition.path]
     for _, path in paths:
         _size(to_text(path), "namespace")
-    fixed = [path[: path.index("*")] if "*" in path else path for match_type, path in paths if match_type == "prefix"]
+    fixed = [
+        path[: path.index("*")] if "*" in path else path
+        for match_type, path in paths
+        if match_type == "prefix"
+    ]
     longest = max(fixed, key=len, default=())
     patterns = [
         _pattern(match_type, path)

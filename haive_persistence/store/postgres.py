@@ -26,13 +26,16 @@ class PostgresStore(BaseStore):
         await store.aget(("users", "ann"), "prefs")
         graph = builder.compile(checkpointer=Checkpointer(store), store=store)
 
-    One object serves blocking and async code, any number of threads and event loops. The schema is created and
-    brought up to date on first use. Values are JSON; they come back exactly as they were put, or are refused.
+    One object serves blocking and async code, any number of threads and event loops. The schema is created
+    and brought up to date on first use. Values are JSON; they come back exactly as they were put, or are
+    refused.
 
     Args:
-        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or None for the embedded Postgres.
+        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or None for the embedded
+            Postgres.
         index: What to search by meaning: {"dims": 1536, "embed": <LangChain Embeddings or function>,
-            "fields": ["text"]}, and optionally "distance_type" and "ann_index_config" as `PostgresIndexConfig` says.
+            "fields": ["text"]}, and optionally "distance_type" and "ann_index_config", as
+            `PostgresIndexConfig` says.
         ttl: Defaults for expiry, in minutes: {"default_ttl": 60, "refresh_on_read": True,
             "sweep_interval_minutes": 5}. Expired items are never returned, whatever "omit_expired" says.
 
@@ -52,13 +55,8 @@ class PostgresStore(BaseStore):
         ttl: TTLConfig | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(conn, Database | PersistenceConfig | str | None):
-            raise ConfigError(
-                f"PostgresStore cannot work on a {type(conn).__name__}: give a connection string, a PersistenceConfig, "
-                "a Database, or nothing for the embedded Postgres"
-            )
-        self._owns_database = not isinstance(conn, Database)
-        self._database = conn if isinstance(conn, Database) else Database(conn)
+        self._database = _database(conn)
+        self._owns_database = self._database is not conn
         self.index_config = index
         self.ttl_config = ttl
         self._engine = Engine(self._database, index)
@@ -120,12 +118,13 @@ class PostgresStore(BaseStore):
 
         Raises:
             UnavailableError: If the server cannot be reached.
-            MigrationError: If the schema is missing or old and may not be changed, or is newer than this package.
+            MigrationError: If the schema is missing or old and may not be changed, or is newer than this
+                package.
         """
         await self._engine.initialize(self._engine.asynchronous, create_schema, run_migrations, check_version)
 
     def setup(self) -> Awaitable[None]:
-        """Bring schema, vector table and index up to date now; nobody must call it. Blocks, and may be awaited.
+        """Bring schema, vector table and index up to date now; nobody must call it. Blocks; may be awaited.
 
         An index over many vectors takes minutes to build; others can read and write meanwhile.
         """
@@ -179,7 +178,7 @@ class PostgresStore(BaseStore):
     # --- expiry
 
     def sweep_ttl(self) -> SettledInt:
-        """Delete this tenant's expired items, a thousand at a time, and return how many. May be awaited; blocks."""
+        """Delete this tenant's expired items and return how many there were. Blocks; may be awaited."""
         return SettledInt(run_sync(self._engine.sweep(self._engine.blocking)))
 
     async def asweep_ttl(self) -> int:
@@ -189,7 +188,7 @@ class PostgresStore(BaseStore):
     def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> SweeperHandle:
         """Sweep in a thread, every so many minutes: as said here, in `ttl=`, or 5.
 
-        Returns what `concurrent.futures` calls a future: cancel it to stop. Without `ttl=` it is done at once.
+        Returns a future of `concurrent.futures`: cancel it to stop. Without `ttl=` it is done already.
         """
         if not self.ttl_config:
             handle = SweeperHandle()
@@ -201,6 +200,17 @@ class PostgresStore(BaseStore):
     def stop_ttl_sweeper(self, timeout: float | None = None) -> SettledInt:
         """Whether the sweeper has stopped, waiting up to `timeout` seconds for a sweep that runs."""
         return SettledInt(self._sweeper.stop(timeout))
+
+
+def _database(given: object) -> Database:
+    if isinstance(given, Database):
+        return given
+    if given is None or isinstance(given, PersistenceConfig | str):
+        return Database(given)
+    raise ConfigError(
+        f"PostgresStore cannot work on a {type(given).__name__}: give a connection string, a "
+        "PersistenceConfig, a Database, or nothing for the embedded Postgres"
+    )
 
 
 class BlockingPostgresStore:

@@ -31,7 +31,10 @@ class SettledInt(int):
 
 
 class SweeperHandle(Future[None]):
-    """A running sweeper; cancel it to stop it. Awaiting it gives it back, as awaiting the start of a task does."""
+    """A running sweeper; cancel it to stop it.
+
+    Awaiting it gives it back, so that `await store.start_ttl_sweeper()` does what it does with LangGraph's.
+    """
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self

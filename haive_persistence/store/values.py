@@ -103,7 +103,7 @@ def _fits(value: object, depth: int) -> bool:
     if isinstance(value, str):
         return _plain(value)
     if isinstance(value, float):
-        return abs(value) < 1e16 and (value != 0 or math.copysign(1, value) > 0)
+        return abs(value) < 1e16 and (value != 0.0 or math.copysign(1, value) > 0)
     if value is None or isinstance(value, int):
         return True
     if depth == _MAX_DEPTH:
@@ -126,13 +126,13 @@ def _keys_fit(value: dict[Any, object]) -> bool:
 
 def _parts_fit(parts: Iterable[tuple[object, object]], depth: int) -> bool:
     """Looks at every part, for one that is not JSON, also when an earlier one did not fit."""
-    fits, step = True, None
-    try:
-        for step, part in parts:
+    fits = True
+    for step, part in parts:
+        try:
             fits = _fits(part, depth) and fits
-    except _NotJson as error:
-        error.steps.append(f"[{step!r}]")
-        raise
+        except _NotJson as error:
+            error.steps.append(f"[{step!r}]")
+            raise
     return fits
 
 

@@ -63,8 +63,8 @@ class Embedder:
     def blocking(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
         if self._uniform and not hasattr(self.embeddings, "func"):
             raise ConfigError(
-                "index['embed'] is an async function, which only the async methods (aput, asearch, …) can call; "
-                "pass a LangChain Embeddings or a plain function to use the blocking ones"
+                "index['embed'] is an async function, which only the async methods (aput, asearch, …) can "
+                "call; pass a LangChain Embeddings or a plain function to use the blocking ones"
             )
         if self._uniform:
             return self._split(texts, queries, self.embeddings.embed_documents([*texts, *queries]))
@@ -187,10 +187,10 @@ def read_index(index: PostgresIndexConfig) -> VectorIndex:
     vector_type = _one_of("ann_index_config['vector_type']", ann.get("vector_type", "vector"), tuple(_WIDEST))
     distance = _one_of("distance_type", index.get("distance_type", "cosine"), tuple(_OPERATORS))
     dims = _whole("dims", index.get("dims"))
-    widest, widest_indexed = _WIDEST[vector_type]
-    if dims > (widest if kind == "flat" else widest_indexed):
+    widest = _WIDEST[vector_type][0 if kind == "flat" else 1]
+    if dims > widest:
         raise ConfigError(
-            f"index['dims'] = {dims}: {kind} on {vector_type} takes at most {widest if kind == 'flat' else widest_indexed}; "
+            f"index['dims'] = {dims}: {kind} on {vector_type} takes at most {widest}; "
             "halfvec takes 4000, kind 'flat' 16000"
         )
     names = {
@@ -202,7 +202,7 @@ def read_index(index: PostgresIndexConfig) -> VectorIndex:
         for theirs, ours in names.get(kind, {}).items()
         if ann.get(theirs) is not None
     }
-    fields = index.get("fields") or ["$"]
+    fields: Any = index.get("fields") or ["$"]
     fields = [fields] if isinstance(fields, str) else fields
     if not isinstance(fields, list | tuple) or not all(isinstance(field, str) for field in fields):
         raise ConfigError(f"index['fields'] is a list of paths, not {fields!r}")

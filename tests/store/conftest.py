@@ -12,6 +12,12 @@ from haive_persistence.db import Database
 from haive_persistence.store import PostgresStore
 
 
+@pytest.fixture(scope="module")
+def module_database(_module_database: Database) -> Database:
+    """The module's database, for fixtures that outlive a test."""
+    return _module_database
+
+
 @pytest.fixture
 def store(database: Database) -> Iterator[PostgresStore]:
     made = PostgresStore(database)

@@ -25,7 +25,9 @@ NUMBERS = st.one_of(
 TEXTS = st.one_of(st.text(max_size=4), st.sampled_from(["9", "10", "Z", "a", "ä", "\ufdd0", "\0", "\udfff"]))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=3), max_leaves=6
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=3),
+    max_leaves=6,
 )
 ITEMS = st.lists(st.dictionaries(FIELDS, VALUES, max_size=4), min_size=1, max_size=6)
 
@@ -37,7 +39,9 @@ def _questions(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     parts = [part for item in items for part in item.values()] or [None]
     value = st.one_of(st.sampled_from(parts), VALUES)
     test = st.one_of(value, st.dictionaries(st.sampled_from(["$eq", "$ne"]), value, min_size=1))
-    return items, draw(st.dictionaries(FIELDS, st.one_of(test, st.dictionaries(FIELDS, test, max_size=2)), max_size=3))
+    return items, draw(
+        st.dictionaries(FIELDS, st.one_of(test, st.dictionaries(FIELDS, test, max_size=2)), max_size=3)
+    )
 
 
 def _found(store: Any, items: list[dict[str, Any]], wanted: dict[str, Any]) -> set[str]:
@@ -64,7 +68,9 @@ def test_equality_is_that_of_the_store_in_memory(database: Database, case: Any) 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(NUMBERS, min_size=1, max_size=8), NUMBERS, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]))
-def test_numbers_are_ordered_as_numbers(database: Database, numbers: list[Any], bound: Any, operator: str) -> None:
+def test_numbers_are_ordered_as_numbers(
+    database: Database, numbers: list[Any], bound: Any, operator: str
+) -> None:
     compare = {
         "$gt": lambda n: n > bound,
         "$gte": lambda n: n >= bound,
@@ -87,7 +93,7 @@ def test_texts_are_ordered_by_code_point(database: Database, texts: list[str], b
 
 
 def test_nine_is_less_than_ten(store: PostgresStore) -> None:
-    """The incumbent returned 28 of 30 for the first and 4 for the second: it compared texts (langgraph #7684)."""
+    """The incumbent returned 28 for the first and 4 for the second: it compared texts (langgraph #7684)."""
     for number in range(30):
         store.put(("n",), str(number), {"n": number, "flag": number % 2 == 0, "text": str(number)})
     assert len(store.search(("n",), filter={"n": {"$gte": 10}}, limit=100)) == 20
@@ -137,7 +143,9 @@ def test_a_filter_that_is_no_json_is_refused(store: PostgresStore) -> None:
         store.search(("n",), filter={"a": object()})
 
 
-@pytest.mark.parametrize("attack", ["') OR true --", '" == 1 || true', "a'; DROP TABLE store_item; --", "$.*", "%(x)s"])
+@pytest.mark.parametrize(
+    "attack", ["') OR true --", '" == 1 || true', "a'; DROP TABLE store_item; --", "$.*", "%(x)s"]
+)
 def test_fields_and_operands_are_never_code(store: PostgresStore, attack: str) -> None:
     store.put(("n",), "innocent", {"a": 1})
     store.put(("n",), "named", {attack: attack})

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from langgraph.store.base import GetOp, InvalidNamespaceError, Item, ListNamespacesOp, PutOp, SearchItem, SearchOp
+from langgraph.store.base import (
+    GetOp,
+    InvalidNamespaceError,
+    Item,
+    ListNamespacesOp,
+    PutOp,
+    SearchItem,
+    SearchOp,
+)
 from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
@@ -110,7 +118,9 @@ def test_items_put_together_have_a_fixed_order(store: PostgresStore) -> None:
     assert pages == [f"{no:02}" for no in range(20)]
 
 
-@pytest.mark.parametrize("key", ["", " ", "a\nb", "\u00e9", "'", '"', "\\", "{}", "NULL", ",", "%s", "\U0010ffff"])
+@pytest.mark.parametrize(
+    "key", ["", " ", "a\nb", "\u00e9", "'", '"', "\\", "{}", "NULL", ",", "%s", "\U0010ffff"]
+)
 def test_any_text_is_a_key_and_a_label(store: PostgresStore, key: str) -> None:
     label = key or "x"
     store.batch([PutOp((label,), key, {"v": 1}), PutOp((label, label), key, {"v": 2})])
@@ -167,7 +177,9 @@ async def test_an_empty_batch_asynchronously(store: PostgresStore) -> None:
 
 
 def test_many_items_at_once(store: PostgresStore) -> None:
-    store.batch([PutOp(("n", str(no % 50)), f"k{no}", {"no": no, "nul": "\0" * (no % 2)}) for no in range(3000)])
+    store.batch(
+        [PutOp(("n", str(no % 50)), f"k{no}", {"no": no, "nul": "\0" * (no % 2)}) for no in range(3000)]
+    )
     results = store.batch([GetOp(("n", str(no % 50)), f"k{no}") for no in range(-1, 3000)])
     assert results[0] is None
     assert [item.value["no"] for item in results[1:] if isinstance(item, Item)] == list(range(3000))
@@ -189,7 +201,9 @@ class SameAsInMemory(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.loop.close()
 
-    namespaces = st.lists(st.sampled_from(["a", "b", "ab", "a_", "a%", "A"]), min_size=1, max_size=3).map(tuple)
+    namespaces = st.lists(st.sampled_from(["a", "b", "ab", "a_", "a%", "A"]), min_size=1, max_size=3).map(
+        tuple
+    )
     keys = st.sampled_from(["k", "kk", "\\"])
     values = st.dictionaries(st.sampled_from("xy"), st.integers(2, 5), max_size=2)
     reads = st.one_of(
@@ -207,11 +221,13 @@ class SameAsInMemory(RuleBasedStateMachine):
 
     @invariant()
     def all_is_there(self) -> None:
-        assert _comparable(self.ours.search((), limit=1000)) == _comparable(self.theirs.search((), limit=1000))
+        assert _comparable(self.ours.search((), limit=1000)) == _comparable(
+            self.theirs.search((), limit=1000)
+        )
 
 
 def _comparable(result: Any) -> Any:
-    """Namespaces that were emptied stay listed in memory, and orders differ: compare sets of what is there."""
+    """Namespaces that were emptied stay listed in memory, and orders differ: compare what is there."""
     if isinstance(result, Item):
         return (result.namespace, result.key, sorted(result.value.items()))
     if isinstance(result, list):
@@ -219,8 +235,8 @@ def _comparable(result: Any) -> Any:
     return result
 
 
-def test_any_batches_are_as_in_memory(_module_database: Database) -> None:
-    machine = type("Machine", (SameAsInMemory,), {"database": _module_database})
+def test_any_batches_are_as_in_memory(module_database: Database) -> None:
+    machine = type("Machine", (SameAsInMemory,), {"database": module_database})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(

@@ -19,14 +19,18 @@ from haive_persistence.store import PostgresStore
 from haive_persistence.store.keys import from_text, scope, to_text
 
 LABELS = st.one_of(
-    st.sampled_from(["a", "b", "ab", "a_b", "a%", "_", "%", "*", "a-", "a!", "a/", "\\", "a\n", "A", "\x01", "\U0010ffff"]),
+    st.sampled_from(
+        ["a", "b", "ab", "a_b", "a%", "_", "%", "*", "a-", "a!", "a/", "\\", "a\n", "A", "\x01", "\U0010ffff"]
+    ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters=".\0"), min_size=1, max_size=3),
 )
 NAMESPACES = st.lists(LABELS, min_size=1, max_size=4).map(tuple)
 
 
 @given(NAMESPACES, NAMESPACES)
-def test_a_scope_is_what_begins_with_these_labels(prefix: tuple[str, ...], namespace: tuple[str, ...]) -> None:
+def test_a_scope_is_what_begins_with_these_labels(
+    prefix: tuple[str, ...], namespace: tuple[str, ...]
+) -> None:
     assert from_text(to_text(namespace)) == namespace
     low, high = (bound.encode() for bound in scope(prefix))
     assert (low <= to_text(namespace).encode() < high) == (namespace[: len(prefix)] == prefix)
@@ -36,7 +40,9 @@ def test_a_scope_is_what_begins_with_these_labels(prefix: tuple[str, ...], names
 
 def _conditions(draw: st.DrawFn, namespaces: list[tuple[str, ...]]) -> tuple[MatchCondition, ...]:
     path = st.sampled_from(namespaces).flatmap(
-        lambda ns: st.tuples(*(st.sampled_from([label, "*"]) for label in ns[: draw(st.integers(1, len(ns)))]))
+        lambda ns: st.tuples(
+            *(st.sampled_from([label, "*"]) for label in ns[: draw(st.integers(1, len(ns)))])
+        )
     )
     kinds = st.sampled_from(["prefix", "suffix"])
     return tuple(MatchCondition(draw(kinds), draw(path)) for _ in range(draw(st.integers(0, 2))))
@@ -52,7 +58,12 @@ def _listings(draw: st.DrawFn) -> tuple[list[tuple[str, ...]], ListNamespacesOp]
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_listings())
 @example(([("a",), ("a", "b", "c"), ("a", "b"), ("a-",)], ListNamespacesOp(None, 2, 1000)))
-@example(([("users", "alice"), ("users", "alice\n"), ("users", "malice")], ListNamespacesOp((MatchCondition("suffix", ("alice",)),), None, 1000)))
+@example(
+    (
+        [("users", "alice"), ("users", "alice\n"), ("users", "malice")],
+        ListNamespacesOp((MatchCondition("suffix", ("alice",)),), None, 1000),
+    )
+)
 def test_listing_is_that_of_the_store_in_memory(database: Database, case: Any) -> None:
     namespaces, op = case
     ours, theirs = PostgresStore(database.for_tenant(uuid.uuid4().hex)), InMemoryStore()
@@ -70,7 +81,15 @@ def test_listing_is_that_of_the_store_in_memory(database: Database, case: Any) -
 
 def test_a_prefix_ends_at_a_label(store: PostgresStore) -> None:
     """GHSA-47pj-3jcm-6whg: ('user_1',) also read 'user_12', and 'userX1'."""
-    for namespace in [("user_1",), ("user_1", "docs"), ("user_12",), ("userX1",), ("user%1",), ("user",), ("USER_1",)]:
+    for namespace in [
+        ("user_1",),
+        ("user_1", "docs"),
+        ("user_12",),
+        ("userX1",),
+        ("user%1",),
+        ("user",),
+        ("USER_1",),
+    ]:
         store.put(namespace, "k", {"of": list(namespace)})
     assert {item.namespace for item in store.search(("user_1",))} == {("user_1",), ("user_1", "docs")}
     assert {item.namespace for item in store.search(("user",))} == {("user",)}
@@ -84,7 +103,7 @@ def test_a_namespace_is_listed_while_it_holds_an_item(store: PostgresStore, sql:
     store.put(("a", "b"), "one", {})
     store.put(("a", "b"), "two", {})
     store.put(("a", "gone"), "k", {}, ttl=10)
-    sql("UPDATE haive.store_item SET expires_at = now() WHERE tenant_id = %(tenant)s AND expires_at IS NOT NULL")
+    sql("UPDATE haive.store_item SET expires_at = now() WHERE tenant_id = %(tenant)s AND ttl_minutes = 10")
     assert store.list_namespaces() == [("a", "b")]
     store.delete(("a", "b"), "one")
     assert store.list_namespaces() == [("a", "b")]

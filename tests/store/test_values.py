@@ -84,7 +84,9 @@ def test_different_texts_look_different(one: str, other: str) -> None:
 
 
 def test_the_common_value_is_kept_once(store: PostgresStore, sql: Callable[..., Any]) -> None:
-    store.put(("n",), "plain", {"text": "grün \U0001f600 \\u0000 e+", "n": 1.5, "deep": {"er": [1, None, True]}})
+    store.put(
+        ("n",), "plain", {"text": "grün \U0001f600 \\u0000 e+", "n": 1.5, "deep": {"er": [1, None, True]}}
+    )
     store.put(("n",), "awkward", AWKWARD)
     kept = sql("SELECT key, exact IS NULL FROM haive.store_item WHERE tenant_id = %(tenant)s ORDER BY 1")
     assert kept == [("awkward", False), ("plain", True)]

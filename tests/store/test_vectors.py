@@ -1,4 +1,4 @@
-"""Items are found by meaning: all of them, in order, with filters, and with the embedder's failures survived."""
+"""Items are found by meaning: all of them, in order, with filters; the embedder may fail."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_scores_are_the_incumbents(database: Database, vector_type: str, distanc
 
 
 def test_a_vector_of_zeros_is_like_nothing(database: Database) -> None:
-    store = PostgresStore(database, index={"dims": 2, "embed": lambda texts: [[float(len(t)), 0] for t in texts]})
+    store = PostgresStore(
+        database, index={"dims": 2, "embed": lambda texts: [[float(len(t)), 0] for t in texts]}
+    )
     store.batch([PutOp(("n",), "k", {}), PutOp(("n",), "other", {"a": "b"})])
     assert {item.score for item in store.search(("n",), query="x")} == {1.0}
     zero = PostgresStore(database, index={"dims": 2, "embed": lambda texts: [[0.0, 0.0] for _ in texts]})
@@ -70,7 +72,9 @@ def test_a_vector_of_zeros_is_like_nothing(database: Database) -> None:
 
 def test_fields_are_vectors_of_their_own(database: Database, sql: Sql) -> None:
     store = PostgresStore(database, index=LETTERS | {"fields": ["title", "parts[*].text", "deep.er"]})  # type: ignore[arg-type]
-    store.put(("n",), "a", {"title": "aaa", "parts": [{"text": "bbb"}, {"text": "ccc"}], "deep": {"er": "ddd"}})
+    store.put(
+        ("n",), "a", {"title": "aaa", "parts": [{"text": "bbb"}, {"text": "ccc"}], "deep": {"er": "ddd"}}
+    )
     store.put(("n",), "e", {"title": "eee"})
     store.put(("n",), "none", {"other": "fff"})
     fields = sql("SELECT key, field FROM haive.store_vector_27 WHERE tenant_id = %(tenant)s ORDER BY 1, 2")
@@ -104,7 +108,9 @@ def test_putting_again_replaces_the_vectors(meaning: PostgresStore, sql: Sql) ->
     assert sql(count) == [(0,)]
 
 
-def test_a_store_without_an_index_makes_vectors_out_of_date(meaning: PostgresStore, database: Database) -> None:
+def test_a_store_without_an_index_makes_vectors_out_of_date(
+    meaning: PostgresStore, database: Database
+) -> None:
     meaning.put(("n",), "k", {"text": "aaa"})
     PostgresStore(database).put(("n",), "k", {"text": "zzz"})
     assert meaning.search(("n",), query="aaa") == []
@@ -117,7 +123,10 @@ def test_expired_items_are_not_found(meaning: PostgresStore, sql: Sql) -> None:
     meaning.put(("n",), "live", {"text": "aab"}, ttl=1)
     sql("UPDATE haive.store_item SET expires_at = now() WHERE tenant_id = %(tenant)s AND key = 'gone'")
     sql("UPDATE haive.store_item SET expires_at = expires_at - interval '30 s' WHERE tenant_id = %(tenant)s")
-    left = "SELECT expires_at > now() + interval '50 s' FROM haive.store_item WHERE tenant_id = %(tenant)s AND key = 'live'"
+    left = """
+        SELECT expires_at > now() + interval '50 s'
+        FROM haive.store_item WHERE tenant_id = %(tenant)s AND key = 'live'
+    """
     assert _keys(meaning.search(("n",), query="aaa", refresh_ttl=False)) == ["live"]
     assert sql(left) == [(False,)]
     assert _keys(meaning.search(("n",), query="aaa")) == ["live"]
@@ -151,13 +160,15 @@ def _at(point: Sequence[float]) -> str:
 
 
 @pytest.fixture(scope="module")
-def _cloud_store(_module_database: Database) -> PostgresStore:
+def all_points(module_database: Database) -> PostgresStore:
     """2,000 points, a tenth of which is in a namespace of its own."""
-    store = PostgresStore(_module_database.for_tenant(uuid.uuid4().hex), index=POINTS)
+    store = PostgresStore(module_database.for_tenant(uuid.uuid4().hex), index=POINTS)
     for start in range(0, 2000, 500):
         store.batch(
             [
-                PutOp(("cloud", "tenth" if no % 10 == 3 else "rest"), str(no), {"at": _at(CLOUD[no]), "no": no})
+                PutOp(
+                    ("cloud", "tenth" if no % 10 == 3 else "rest"), str(no), {"at": _at(CLOUD[no]), "no": no}
+                )
                 for no in range(start, start + 500)
             ]
         )
@@ -165,11 +176,13 @@ def _cloud_store(_module_database: Database) -> PostgresStore:
 
 
 @pytest.fixture(params=["exact", "by index"])
-def cloud(_cloud_store: PostgresStore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PostgresStore:
+def cloud(
+    all_points: PostgresStore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> PostgresStore:
     """The points, searched exactly, or by the index whatever the size of the scope."""
     if request.param == "by index":
         monkeypatch.setattr("haive_persistence.store.nearest.EXACT_VECTORS", 10)
-    return PostgresStore(_cloud_store.database, index=POINTS)
+    return PostgresStore(all_points.database, index=POINTS)
 
 
 def _truth(wanted: Sequence[float], among: Sequence[int]) -> list[str]:
@@ -206,7 +219,9 @@ def test_a_filter_finds_as_many_as_there_are(cloud: PostgresStore, rarity: int) 
 def test_pages_lose_and_repeat_nothing(cloud: PostgresStore) -> None:
     """The incumbent returned one row at offset 20 and none from 30 on."""
     (wanted,) = _cloud(5, 1)
-    pages = [cloud.search(("cloud", "tenth"), query=_at(wanted), limit=7, offset=at) for at in range(0, 210, 7)]
+    pages = [
+        cloud.search(("cloud", "tenth"), query=_at(wanted), limit=7, offset=at) for at in range(0, 210, 7)
+    ]
     assert [key for page in pages for key in _keys(page)] == _truth(wanted, TENTH)
 
 
@@ -222,12 +237,15 @@ def test_items_with_many_vectors_do_not_crowd_others_out(store: PostgresStore, t
     crowd = PostgresStore(store.database, index=index)
     crowd.put(("n",), "crowd", {"at": [f"0 0 {no / 1000}" for no in range(500)]})
     crowd.batch([PutOp(("n",), f"{no:02}", {"at": [f"0 0 {no}"]}) for no in range(1, 21)])
-    assert _keys(crowd.search(("n",), query="0 0 0", limit=15)) == ["crowd", *(f"{no:02}" for no in range(1, 15))]
+    assert _keys(crowd.search(("n",), query="0 0 0", limit=15)) == [
+        "crowd",
+        *(f"{no:02}" for no in range(1, 15)),
+    ]
 
 
-def test_how_often_a_search_asks(_cloud_store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_often_a_search_asks(all_points: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """One round trip in a small scope; in a large one two, and one while it is remembered to be large."""
-    store = PostgresStore(_cloud_store.database, index=POINTS)
+    store = PostgresStore(all_points.database, index=POINTS)
     made: list[Any] = []
     store.database.hooks.append(made.append)
     try:
@@ -325,7 +343,9 @@ def test_a_function_is_called_once_for_everything(database: Database) -> None:
         return letters(texts)
 
     store = _model_store(database, embed)
-    store.batch([PutOp(("n",), "k", {"text": "abc"}), SearchOp(("n",), query="x"), SearchOp(("n",), query="y")])
+    store.batch(
+        [PutOp(("n",), "k", {"text": "abc"}), SearchOp(("n",), query="x"), SearchOp(("n",), query="y")]
+    )
     assert [sorted(call) for call in calls] == [["abc", "x", "y"]]
 
 
@@ -351,7 +371,11 @@ def _fails(texts: Sequence[str]) -> list[list[float]]:
     [
         (_fails, OSError, "the model is away"),
         (lambda texts: letters(texts)[:-1], InvalidInputError, "returned 1 vectors for 2 texts"),
-        (lambda texts: [[1.0] for _ in texts], InvalidInputError, r"1 dimensions for 'abc', index\['dims'\] is 27"),
+        (
+            lambda texts: [[1.0] for _ in texts],
+            InvalidInputError,
+            r"1 dimensions for 'abc', index\['dims'\] is 27",
+        ),
         (lambda texts: [[math.nan] * 27 for _ in texts], InvalidInputError, "NaN or infinity for 'abc'"),
     ],
 )
@@ -393,9 +417,15 @@ def _idle(database: Database) -> int:
         ({"embed": letters}, r"dims = None is no whole number"),
         ({"dims": 0, "embed": letters}, "dims = 0"),
         ({"dims": 3}, "embed must be provided"),
-        ({"dims": 3, "embed": letters, "distance_type": "hamming"}, "'hamming' is none of cosine, l2, inner_product"),
+        (
+            {"dims": 3, "embed": letters, "distance_type": "hamming"},
+            "'hamming' is none of cosine, l2, inner_product",
+        ),
         ({"dims": 3, "embed": letters, "ann_index_config": {"kind": "x; DROP"}}, "'x; DROP' is none of hnsw"),
-        ({"dims": 3, "embed": letters, "ann_index_config": {"vector_type": "bit"}}, "'bit' is none of vector, halfvec"),
+        (
+            {"dims": 3, "embed": letters, "ann_index_config": {"vector_type": "bit"}},
+            "'bit' is none of vector, halfvec",
+        ),
         ({"dims": 3, "embed": letters, "ann_index_config": {"m": "many"}}, "'many' is no whole number"),
         ({"dims": 3000, "embed": letters}, "hnsw on vector takes at most 2000; halfvec takes 4000"),
         ({"dims": 3, "embed": letters, "fields": [1]}, "is a list of paths"),
@@ -428,9 +458,10 @@ def test_a_path_that_is_too_long(meaning: PostgresStore) -> None:
 def test_an_unfinished_index_is_built_again(database: Database, dsn: str, sql: Sql) -> None:
     index: Any = {"dims": 5, "embed": lambda texts: [[1.0] * 5 for _ in texts]}
     PostgresStore(database, index=index).setup()
-    sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'haive.store_vector_5_hnsw_cosine'::regclass")
+    name = "'haive.store_vector_5_hnsw_cosine'::regclass"
+    sql(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = {name}")
     PostgresStore(database, index=index).put(("n",), "k", {})
-    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'haive.store_vector_5_hnsw_cosine'::regclass"
+    valid = f"SELECT indisvalid FROM pg_index WHERE indexrelid = {name}"
     assert sql(valid) == [(True,)]
     sql("DROP INDEX haive.store_vector_5_hnsw_cosine")
     PostgresStore(database, index=index).setup()
@@ -445,9 +476,13 @@ def old_pgvector(sql: Sql) -> Iterator[None]:
     sql("UPDATE pg_extension SET extversion = %(version)s WHERE extname = 'vector'", version=version)
 
 
-def test_a_pgvector_that_loses_rows_is_refused(meaning: PostgresStore, database: Database, old_pgvector: None) -> None:
+def test_a_pgvector_that_loses_rows_is_refused(
+    meaning: PostgresStore, database: Database, old_pgvector: None
+) -> None:
     PostgresStore(database, index=LETTERS | {"ann_index_config": {"kind": "flat"}}).setup()  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"0\.8\.0 loses rows from hnsw indexes when it vacuums: upgrade it to 0\.8\.4"):
+    with pytest.raises(
+        ConfigError, match=r"0\.8\.0 loses rows from hnsw indexes when it vacuums: upgrade to 0\.8\.4"
+    ):
         meaning.put(("n",), "k", {"text": "abc"})
 
 
