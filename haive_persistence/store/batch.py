@@ -223,7 +223,11 @@ class Batch:
         gone = [item for item, put in ordered if put is None]
         puts = [(item, put) for item, put in ordered if put is not None]
         statements: list[Statement] = []
-        if gone:
+        if len(gone) == 1 and not puts:
+            namespace, key = gone[0]
+            params = {"tenant": self.tenant, "namespace": namespace, "key": key}
+            statements.append(Statement(self.queries["delete_item"], params))
+        elif gone:
             statements.append(self._about("lock_items", [item for item, _ in ordered]))
             statements.append(self._about("delete_items", gone))
         if puts:

@@ -1,11 +1,12 @@
-"""A search's `filter`, as one jsonpath predicate.
+"""A search's `filter`, as a few conditions in SQL.
 
-    {"color": "red", "size": {"$gt": 9}}   becomes   strict ($."color" == $v0) && ($."size" > $v1)
+    {"color": "red", "by": {"id": 7}, "size": {"$gt": 9}}
 
-with v0 and v1 bound beside it. jsonpath compares by type: numbers as numbers, texts as texts in
-code-point order, and things of different types not at all, which is "unknown" and finds nothing.
-It is also the fastest way Postgres has, one call per row. Only `$eq` and `$ne` with a list or a
-dict, which jsonpath cannot compare, are conditions of their own.
+becomes `value @> {"color": "red", "by": {"id": 7}}`, the fastest way to ask for equality, and the
+jsonpath predicate `strict ($."size" > $v0)`. Fields and operands are bound parameters, always. Both
+compare by type: numbers as numbers, texts as texts in code-point order, and things of different types
+not at all, which for jsonpath is "unknown" and finds nothing. Only `$eq` and `$ne` with a list or a
+dict, which neither can compare, are conditions of their own.
 
 Semantics are `InMemoryStore`'s, made typed: a missing field equals None; a dict without operators
 matches a dict that has at least these fields; a list matches a list of the same length, part by
@@ -24,6 +25,9 @@ from haive_persistence.store.values import check, escaped, look_alike, quoted
 
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _KNOWN = ("$eq", "$ne", *_ORDER)
+
+
+Path = tuple["str | int", ...]
 
 
 class Condition(NamedTuple):
@@ -50,21 +54,29 @@ def compile_filter(wanted: Any) -> list[Condition]:
     return compiled.conditions()
 
 
+Tree = dict[str, "Tree | str"]
+
+
 class _Compiler:
-    """Collects predicates, their operands, and what is no predicate."""
+    """Collects equalities, predicates and their operands, and what is neither."""
 
     def __init__(self) -> None:
+        self._equalities: Tree = {}
         self._tests: list[str] = []
         self._operands: list[str] = []
         self._compound: list[Condition] = []
 
     def conditions(self) -> list[Condition]:
-        if not self._tests:
-            return self._compound
-        operands = "{" + ",".join(f'"v{no}":{operand}' for no, operand in enumerate(self._operands)) + "}"
-        return [Condition("where_matches", "strict " + " && ".join(self._tests), operands), *self._compound]
+        conditions = []
+        if self._equalities:
+            conditions.append(Condition("where_contains", "", _object(self._equalities)))
+        if self._tests:
+            operands: Tree = {f"v{no}": operand for no, operand in enumerate(self._operands)}
+            predicate = "strict " + " && ".join(self._tests)
+            conditions.append(Condition("where_matches", predicate, _object(operands)))
+        return conditions + self._compound
 
-    def field(self, path: tuple[str | int, ...], test: Any) -> None:
+    def field(self, path: Path, test: Any) -> None:
         if isinstance(test, Mapping):
             self._dict(path, test)
         elif isinstance(test, list | tuple):
@@ -75,16 +87,30 @@ class _Compiler:
         else:
             self._operator(path, "$eq", test)
 
-    def _dict(self, path: tuple[str | int, ...], test: Mapping[str, Any]) -> None:
+    def _dict(self, path: Path, test: Mapping[str, Any]) -> None:
         if any(key.startswith("$") for key in test):
             for operator, operand in test.items():
                 self._operator(path, operator, operand)
             return
-        self._tests.append(f'({_at(path)}.type() == "object")')
+        if not self._contains(path, {}):
+            self._tests.append(f'({_at(path)}.type() == "object")')
         for name, inner in test.items():
             self.field((*path, name), inner)
 
-    def _operator(self, path: tuple[str | int, ...], operator: str, operand: Any) -> None:
+    def _contains(self, path: Path, leaf: Tree | str) -> bool:
+        """Ask for equality by containment, which knows nothing of places in a list."""
+        tree = self._equalities
+        if any(isinstance(step, int) for step in path):
+            return False
+        *above, last = map(str, path)
+        for step in above:
+            inner = tree.setdefault(step, {})
+            assert isinstance(inner, dict)  # a field is asked for once
+            tree = inner
+        tree.setdefault(last, leaf)
+        return True
+
+    def _operator(self, path: Path, operator: str, operand: Any) -> None:
         if operator not in _KNOWN:
             raise InvalidInputError(
                 f"filter operator {operator!r} of {path[-1]!r} is unknown; there are {', '.join(_KNOWN)}"
@@ -103,7 +129,7 @@ class _Compiler:
         elif isinstance(operand, Mapping | list | tuple):
             steps = text_array(escaped(str(step)) for step in path)
             self._compound.append(Condition(f"where_{operator[1:]}", steps, look_alike(operand)))
-        else:
+        elif operator == "$ne" or operand is None or not self._contains(path, look_alike(operand)):
             self._tests.append(self._equal(_at(path), operand, unequal=operator == "$ne"))
 
     def _equal(self, at: str, operand: Any, *, unequal: bool) -> str:
@@ -119,7 +145,15 @@ class _Compiler:
         return f"$v{len(self._operands) - 1}"
 
 
-def _at(path: tuple[str | int, ...]) -> str:
+def _object(tree: Tree) -> str:
+    parts = (
+        f"{quoted(name)}:{inner if isinstance(inner, str) else _object(inner)}"
+        for name, inner in tree.items()
+    )
+    return "{" + ",".join(parts) + "}"
+
+
+def _at(path: Path) -> str:
     return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{quoted(step)}" for step in path)
 
 

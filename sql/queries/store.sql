@@ -37,14 +37,21 @@ WITH found AS MATERIALIZED (
 SELECT no, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at FROM found;
 
 -- name: search_items
--- The newest live items of a scope.
-WITH found AS MATERIALIZED (
-    SELECT i.ctid AS place, i.*
+-- The newest live items of a scope. Sorted without their values, which would be copied along.
+WITH newest AS MATERIALIZED (
+    SELECT i.ctid AS place, i.updated_at, i.namespace, i.key
     FROM haive.store_item i
     WHERE i.tenant_id = %(tenant)s /* scope */
       AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
     ORDER BY i.updated_at DESC, i.namespace, i.key
     LIMIT %(limit)s OFFSET %(offset)s
+), found AS MATERIALIZED (
+    SELECT i.*
+    FROM newest n, LATERAL (
+        SELECT i.ctid AS place, i.* FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.ctid = n.place
+        OFFSET 0
+    ) i
 ), held AS MATERIALIZED (
     SELECT i.ctid AS place
     FROM found f JOIN haive.store_item i ON i.ctid = f.place
@@ -61,19 +68,18 @@ ORDER BY updated_at DESC, namespace, key;
 -- name: where_in_scope
 i.namespace >= (SELECT %(low)s) AND i.namespace < (SELECT %(high)s)
 
+-- name: where_contains
+i.value @> (SELECT %(operand)s::jsonb)
+
 -- name: where_matches
 -- `path` is a jsonpath predicate whose variables are in `operand`. Unknown is NULL, and finds nothing.
 jsonb_path_match(i.value, (SELECT %(path)s::jsonpath), (SELECT %(operand)s::jsonb), true)
 
 -- name: where_eq
--- CASE hides a comparison from the planner, whose guess for it (one row in 200) would lead to
--- nested loops over a whole scope.
-CASE WHEN COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') = (SELECT %(operand)s::jsonb)
-     THEN true ELSE false END
+COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') = (SELECT %(operand)s::jsonb)
 
 -- name: where_ne
-CASE WHEN COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') <> (SELECT %(operand)s::jsonb)
-     THEN true ELSE false END
+COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') <> (SELECT %(operand)s::jsonb)
 
 -- name: list_namespaces
 -- Namespaces that hold a live item, cut to a depth, in the order of their text.
@@ -130,7 +136,7 @@ WITH RECURSIVE walk (seen, start) AS (
 )
 
 -- name: lock_items
--- Comes before deletions, and takes the locks of the batch's puts as well: in the order of the
+-- Comes before several deletions, and takes the locks of the batch's puts as well: in the order of the
 -- keys, so that two batches cannot deadlock.
 SELECT i.place
 FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[])) AS w (namespace, key),
@@ -140,6 +146,11 @@ LATERAL (
     WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
     FOR UPDATE
 ) i;
+
+-- name: delete_item
+-- One and nothing else, which needs no order.
+DELETE FROM haive.store_item i
+WHERE i.tenant_id = %(tenant)s AND i.namespace = %(namespace)s AND i.key = %(key)s;
 
 -- name: delete_items
 -- The rows are locked, so that their addresses cannot change.

@@ -137,8 +137,9 @@ def test_a_search_reads_its_scope_only(planned: PostgresStore) -> None:
 
 
 def test_deletes_go_by_the_primary_key(planned: PostgresStore) -> None:
-    lock, delete = _steps(planned, [PutOp(("u", "7"), "k7", None)])
-    for plan in (_explain(planned, [lock]), _explain(planned, [delete])):
+    one = _steps(planned, [PutOp(("u", "7"), "k7", None)])
+    several = _steps(planned, [PutOp(("u", "7"), "k7", None), PutOp(("u", "8"), "k8", None)])
+    for plan in (_explain(planned, [statement]) for statement in one + several):
         assert "Index Scan using store_item_pkey" in plan
         assert "Seq Scan" not in plan
 
