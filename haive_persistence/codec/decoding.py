@@ -31,6 +31,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.codec import kinds
 from haive_persistence.codec.messages import BUILDERS as _MESSAGES
+from haive_persistence.codec.unpack import MUST_CHECK, check_counts, is_suspicious
 from haive_persistence.errors import DecodeError
 
 logger = logging.getLogger("haive_persistence.codec")
@@ -67,6 +68,8 @@ class Reader:
     def decode(self, data: bytes) -> Any:
         """Read a value; DecodeError if the bytes are damaged."""
         try:
+            if MUST_CHECK and is_suspicious(data):
+                check_counts(data)
             return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
         except ormsgpack.MsgpackDecodeError as exc:
             error, _state.error = _state.error, None
@@ -80,6 +83,8 @@ class Reader:
 
     def __call__(self, code: int, data: bytes) -> Any:
         try:
+            if MUST_CHECK and is_suspicious(data):
+                check_counts(data)
             if len(data) >= _LARGE:
                 parts = self._read_large(data)
             else:

@@ -62,7 +62,7 @@ _describers: dict[type, Describer] = {}
 def encode(value: Any) -> bytes:
     """Serialise `value`; EncodeError names the part that cannot be stored."""
     try:
-        return ormsgpack.packb(value, default=_default, option=_OPTIONS)
+        return _pack(value)
     except ormsgpack.MsgpackEncodeError:
         return _Careful().encode(value)
 
@@ -72,7 +72,12 @@ def _default(obj: Any) -> Any:
     if isinstance(described, str):
         return described
     code, payload = described
-    return ormsgpack.Ext(code, ormsgpack.packb(payload, default=_default, option=_OPTIONS))
+    return ormsgpack.Ext(code, _pack(payload))
+
+
+def _pack(value: Any) -> bytes:
+    # a function of its own: writing must reach Python's recursion limit before reading would
+    return ormsgpack.packb(value, default=_default, option=_OPTIONS)
 
 
 def _describer(obj: Any) -> Describer:

@@ -35,7 +35,8 @@ class JsonReader:
     def decode(self, data: bytes) -> Any:
         """Read a value; DecodeError if it is not JSON."""
         try:
-            return json.loads(data, object_hook=self._revive)
+            # decoded here, since json.loads would guess an encoding and import its codec
+            return json.loads(data.decode("utf-8", "surrogatepass"), object_hook=self._revive)
         except (ValueError, RecursionError) as exc:
             raise DecodeError(f"stored JSON is damaged: {exc}") from exc
 

@@ -62,7 +62,7 @@ blocks = st.one_of(
     plain_dicts,
 )
 contents = st.one_of(text, st.lists(blocks, max_size=3))
-calls = st.fixed_dictionaries(
+call_dicts = st.fixed_dictionaries(
     {"name": text, "args": plain_dicts, "id": optional_text}, optional={"type": st.just("tool_call")}
 )
 invalid_calls = st.fixed_dictionaries(
@@ -97,7 +97,7 @@ any_message = st.one_of(
         lambda more, **fields: AIMessage(**fields, **more),
         extras,
         content=contents,
-        tool_calls=st.lists(calls, max_size=2),
+        tool_calls=st.lists(call_dicts, max_size=2),
         invalid_tool_calls=st.lists(invalid_calls, max_size=1),
         usage_metadata=st.one_of(st.none(), usages),
         **common,
@@ -129,7 +129,7 @@ odd = st.one_of(
     st.sampled_from(
         ["human", "ai", "tool", "system", "success", "tool_call", "", [], {}, [""], [{}], True, 1.0, "1"]
     ),
-    st.lists(st.one_of(calls, invalid_calls, plain_dicts), max_size=2),
+    st.lists(st.one_of(call_dicts, invalid_calls, plain_dicts), max_size=2),
     usages,
     contents,
 )
@@ -148,7 +148,8 @@ def stored_fields(draw: st.DrawFn) -> bytes:
         fields.pop(name, None)
     if draw(st.integers(0, 5)) == 0:
         fields = dict(draw(st.permutations(list(fields.items()))))
-    for call in fields.get("tool_calls") or ():
+    calls = fields.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
         if isinstance(call, dict) and draw(st.integers(0, 3)) == 0:
             call[draw(st.sampled_from(["name", "args", "id", "type", "extras", "index"]))] = draw(odd)
     cls = draw(st.sampled_from(CLASSES))

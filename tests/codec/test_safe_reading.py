@@ -332,7 +332,8 @@ def test_damaged_bytes(data: bytes) -> None:
 def test_unknown_type_and_damaged_json() -> None:
     with pytest.raises(DecodeError, match="unknown serialisation type"):
         SERDE.loads_typed(("msgpack+aes", b""))
-    for data in (b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"):
+    other_encodings = (b"\xff\xfe[\x001\x00]\x00", b"[\x001\x00]\x00", b"\0\0\0[\0\0\x001\0\0\0]")
+    for data in (b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", *other_encodings):
         with pytest.raises(DecodeError, match="damaged"):
             SERDE.loads_typed(("json", data))
 
