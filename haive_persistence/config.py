@@ -20,7 +20,10 @@ PoolerMode = Literal["auto", "session", "transaction"]
 
 # Quoted wherever it is used; short enough that a role can be named after it (63 bytes).
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*(@)|(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+_PASSWORD = re.compile(
+    r"(?P<url>://[^:/@\s]*:)[^@\s]*(?=@)|(?P<word>\bpassword\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]+)",
+    re.IGNORECASE,
+)
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -82,7 +85,7 @@ class PersistenceConfig:
     #: What stands between us and the server. "transaction": a pooler such as pgbouncer or
     #: Supavisor that may give every transaction another server connection. "session": nothing,
     #: or a pooler that does not. "auto" looks, and takes any pooler for the former.
-    pooler: PoolerMode = _setting("pooler", "auto")
+    pooler: PoolerMode = _setting("pooler", "auto")  # noqa: RUF009 - it makes a field
     #: After how many uses a statement is prepared on a connection; None is never.
     #: "auto" prepares at once, or never behind a transaction pooler.
     prepare_threshold: int | Literal["auto"] | None = _setting("prepare_threshold", "auto", _threshold)
@@ -99,7 +102,7 @@ class PersistenceConfig:
     effective_cache_size: str | None = _setting("effective_cache_size", None)
 
     #: Directory of the embedded server; None is the user's data directory.
-    data_dir: str | os.PathLike[str] | None = _setting("data_dir", None)
+    data_dir: str | os.PathLike[str] | None = _setting("data_dir", None)  # noqa: RUF009
     #: Settings the embedded server is started with, such as {"shared_buffers": "1GB"}.
     #: In HAIVE_EMBEDDED_SETTINGS they are separated by semicolons.
     embedded_settings: Mapping[str, str] = field(
@@ -109,7 +112,7 @@ class PersistenceConfig:
     def __post_init__(self) -> None:
         if not _SCHEMA.fullmatch(self.schema) or self.schema.startswith("pg_"):
             raise ConfigError(
-                f"schema={self.schema!r}: use at most 40 letters, digits and underscores, not beginning with pg_"
+                f"schema={self.schema!r}: use at most 40 letters, digits and underscores; not pg_ in front"
             )
         if self.pool_size < 1 or self.max_overflow < 0 or self.pool_timeout <= 0:
             raise ConfigError(
@@ -117,6 +120,10 @@ class PersistenceConfig:
             )
         if self.pooler not in ("auto", "session", "transaction"):
             raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
+        if self.prepare_threshold not in (None, "auto") and not _is_count(self.prepare_threshold):
+            raise ConfigError(
+                f'prepare_threshold={self.prepare_threshold!r}: write "auto", None or 0 and more'
+            )
 
     def __repr__(self) -> str:
         parts = (f"{f.name}={_mask(getattr(self, f.name))!r}" for f in fields(self))
@@ -142,6 +149,10 @@ class PersistenceConfig:
         return None if pooled else 0
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
 def _guc(value: str | float) -> str:
     if isinstance(value, str):
         return value
@@ -151,4 +162,4 @@ def _guc(value: str | float) -> str:
 def _mask(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return _PASSWORD.sub(lambda m: f"{m[1]}***{m[2]}" if m[1] else f"{m[3]}***", value)
+    return _PASSWORD.sub(lambda match: f"{match['url'] or match['word']}***", value)

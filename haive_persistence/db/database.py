@@ -149,7 +149,7 @@ class Core:
         self._loops: dict[asyncio.AbstractEventLoop, AsyncPool] = {}
 
     @staticmethod
-    def check_tenant(tenant: str) -> str:
+    def check_tenant(tenant: object) -> str:
         if (
             not isinstance(tenant, str)
             or not 0 < len(tenant) <= 255
@@ -225,7 +225,8 @@ class Core:
             for gone in [other for other in list(self._loops) if other.is_closed()]:
                 self.forget(gone)
             pool = self._loops[loop] = AsyncPool(self)
-        await pool.open()
+        if not pool.is_open:
+            await pool.open()
         return pool
 
     def forget(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -155,8 +155,9 @@ def _get_lock(holder: Connection[Any], key: int, what: str) -> None:
     while True:
         holder.execute("BEGIN")
         holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        row = holder.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,), prepare=False).fetchone()
-        if row == (True,):
+        # Without parameters, so by the simple protocol: the extended one leaves a portal open, and with
+        # it the snapshot that CREATE INDEX CONCURRENTLY would wait for.
+        if holder.execute(b"SELECT pg_try_advisory_xact_lock(%d)" % key).fetchone() == (True,):
             return
         holder.execute("ROLLBACK")
         if pause == 0.02:
@@ -242,12 +243,12 @@ def _explained(migration: Migration) -> Generator[None]:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(
-            f"this login may not apply {migration}: {error}\nRun setup() once as the owner of the schema, or as a "
-            "role that may create one; whoever uses it after that needs no such right."
+            f"this login may not apply {migration}: {error}\nRun setup() once as the owner of the schema, or "
+            "as a role that may create one; whoever uses it after that needs no such right."
         ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise MigrationError(
-            f"{migration} could not get hold of a table that is in constant use; try again when there is less to do"
+            f"{migration} could not get hold of a table that is in constant use; try again at a quieter time"
         ) from error
     except psycopg.Error as error:
         raise MigrationError(

@@ -202,7 +202,7 @@ class Pool(ABC):
         config = self._core.config
         return TimedOutError(
             f"all {config.pool_size + config.max_overflow} connections have been busy for "
-            f"{config.pool_timeout:g} s: raise pool_size or max_overflow, or look for transactions that stay open"
+            f"{config.pool_timeout:g} s: raise pool_size or max_overflow, or look for transactions left open"
         )
 
     @abstractmethod
@@ -263,7 +263,8 @@ class BlockingPool(Pool):
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
     ) -> Outcome:
-        return wire.conn.wait(wire.exchange(before, statements, after))  # type: ignore[return-value]
+        outcome: Outcome = wire.conn.wait(wire.exchange(before, statements, after))
+        return outcome
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -317,21 +318,19 @@ class AsyncPool(Pool):
 
     def __init__(self, core: Core) -> None:
         super().__init__(core)
-        self._opening: asyncio.Lock | None = asyncio.Lock()
+        self.is_open = False
+        self._opening = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._end = _until_loop_ends(self.slots, weakref.ref(core), loop)
 
     async def open(self) -> None:
         """Make ready, however many tasks ask at once."""
-        if (opening := self._opening) is None:
-            return
-        async with opening:
-            if self._opening is not None:
-                plan = await asyncio.to_thread(self._core.plan)
+        async with self._opening:
+            if not self.is_open:
+                self.plan = await asyncio.to_thread(self._core.plan)
                 with contextlib.suppress(StopAsyncIteration):
                     await self._end.__anext__()
-                self.plan = plan
-                self._opening = None
+                self.is_open = True
 
     async def exchange(
         self,
@@ -340,7 +339,8 @@ class AsyncPool(Pool):
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
     ) -> Outcome:
-        return await wire.conn.wait(wire.exchange(before, statements, after))  # type: ignore[misc,no-any-return]
+        outcome: Outcome = await wire.conn.wait(wire.exchange(before, statements, after))
+        return outcome
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -24,6 +24,7 @@ from haive_persistence.errors import ConfigError
 
 if TYPE_CHECKING:
     from psycopg import Connection
+    from typing_extensions import LiteralString
 
 logger = logging.getLogger("haive_persistence.db")
 
@@ -85,7 +86,9 @@ class _Login(NamedTuple):
 
 # A role's name is at most 63 bytes; the schema's at most 40.
 _LOOK = """
-WITH role AS (SELECT 'haive_' || %(schema)s || '_' || oid AS name FROM pg_database WHERE datname = current_database())
+WITH role AS (
+    SELECT 'haive_' || %(schema)s || '_' || oid AS name FROM pg_database WHERE datname = current_database()
+)
 SELECT login.rolsuper OR login.rolbypassrls,
        role.name,
        app.oid IS NOT NULL,
@@ -112,8 +115,8 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
         return _prepare(connect, config)
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(
-            f"this login may not use the schema {config.schema!r}: its owner must grant it USAGE on the schema, "
-            f"and SELECT, INSERT, UPDATE and DELETE on all tables in it. ({error})"
+            f"this login may not use the schema {config.schema!r}: its owner must grant it USAGE on the "
+            f"schema, and SELECT, INSERT, UPDATE and DELETE on all tables in it. ({error})"
         ) from error
     except psycopg.Error as error:
         raise failures.from_driver(error) from error
@@ -163,7 +166,7 @@ def _pooled(conn: Connection[Any], config: PersistenceConfig, login: _Login) -> 
 
 def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
     role, space = sql.Identifier(login.role), sql.Identifier(schema)
-    steps = [
+    steps: list[LiteralString] = [
         "GRANT {role} TO CURRENT_USER",
         "GRANT USAGE ON SCHEMA {space} TO {role}",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {space} TO {role}",
@@ -180,7 +183,7 @@ def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
                 conn.execute(sql.SQL(step).format(role=role, space=space))
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(
-            "this login bypasses row-level security, so tenants would not be kept apart, and it may not use "
-            f"the role {login.role} which would keep them apart. Connect as a role without SUPERUSER and BYPASSRLS, "
-            f"or let an administrator make that role a member: GRANT {login.role} TO <login>. ({error})"
+            "this login bypasses row-level security, so tenants would not be kept apart, and it may not "
+            f"work as the role {login.role}, which would keep them apart. Connect as one without SUPERUSER "
+            f"and BYPASSRLS, or let an administrator run: GRANT {login.role} TO <login>. ({error})"
         ) from error

@@ -18,7 +18,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import psycopg
 from psycopg import generators
@@ -136,8 +136,9 @@ class Wire:
     def __init__(self, conn: Connection[Any] | AsyncConnection[Any], prepares_after: int | None) -> None:
         # One type for every int: by default it varies with the value, and each is another plan.
         conn.adapters.register_dumper(int, Int8BinaryDumper)
-        conn._pool = None  # type: ignore[union-attr]  # dropping an idle connection is no reason to warn
-        self.conn = conn
+        conn._pool = None  # dropping an idle connection is no reason to warn
+        #: A Connection or an AsyncConnection, whichever its pool opens.
+        self.conn: Any = conn
         #: The tenant the session is set to; None when that is not known.
         self.tenant: str | None = None
         self.born = self.idle_since = time.monotonic()
@@ -193,7 +194,7 @@ class Wire:
             return []
         tx = self._tx
         tx.set_pgresult(result)
-        return cast("list[Row]", tx.load_rows(0, result.ntuples, tuple))
+        return tx.load_rows(0, result.ntuples, tuple)
 
     def count(self, result: PGresult) -> int:
         """How many rows a statement touched, or brought."""
@@ -211,7 +212,7 @@ class Wire:
         """
         bound = [self._bind(query, params) for query, params in statements]
         pg, known = self._pg, self._serial
-        answers, places = 0, []
+        answers, places = 0, list[int]()
         try:
             pg.enter_pipeline_mode()
             answers, places = self._queue(before, bound, after)

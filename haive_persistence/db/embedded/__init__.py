@@ -8,7 +8,8 @@ file locks say who is there, so nothing rests on process ids that may be stale o
     <data_dir>/start.lock     held by whoever is starting the server
 
 The kernel drops a lock when its last holder is gone, whichever way it went. Whoever leaves and
-then gets `users.lock` for itself alone was the last one, and stops the server.
+then gets `users.lock` for itself alone was the last one, and stops the server. If the last one was
+killed, a tiny process (`keeper`) that waits for the same lock does.
 
 Beside the locks there are `pgdata` (the cluster), `run` (its socket), `server.log`, `password`,
 and, if you write one, `settings.conf`: Postgres settings that always hold. `settings=` of
@@ -31,6 +32,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -47,12 +49,14 @@ logger = logging.getLogger("haive_persistence.embedded")
 
 SUPERUSER = "postgres"
 _LOG_LIMIT_BYTES = 10_000_000
+_SILENCE = 5.0  # seconds between two words about waiting
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # C, because the cluster brings its own C.UTF-8 and macOS does not.
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
 
 _attached: dict[Path, EmbeddedServer] = {}
 _attached_lock = threading.RLock()
+_children: list[subprocess.Popen[Any]] = []  # kept until they end: nobody else can reap them
 
 
 def attach(
@@ -82,7 +86,7 @@ class EmbeddedServer:
         self._settings: dict[str, str] = {}
         self._account: files.Account | None = None
         self._hold: FileLock | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[Any] | None = None
 
     # -- coming and going ---------------------------------------------------------------------
 
@@ -114,18 +118,15 @@ class EmbeddedServer:
         assert self._hold is not None
         self._hold.close()
         self._hold = None
-        # Blocked: somebody else uses it, or is the last one out at this very moment.
-        with contextlib.suppress(BlockingIOError), self._lock("users.lock", wait=False):
-            self._stop()
-        self._let_go_of_child()
+        try:
+            with self._lock("users.lock", wait=False):
+                self._stop()
+        except BlockingIOError:
+            self._see_it_stop()
+        self._child = None
 
     def after_fork(self) -> None:
-        """In a forked child: what we inherited counts us as a user, but the server is not our child."""
-        self._let_go_of_child()
-
-    def _let_go_of_child(self) -> None:
-        if self._child is not None and self._child.poll() is None:
-            self._child.returncode = 0  # it goes on without us, which Popen would warn of
+        """In a forked child: the server is our parent's child."""
         self._child = None
 
     # -- starting -----------------------------------------------------------------------------
@@ -135,21 +136,29 @@ class EmbeddedServer:
         if self._ready():
             return
         with self._lock_for_start():
+            child: subprocess.Popen[Any] | None = None
             began = said = time.monotonic()
-            started: subprocess.Popen[bytes] | None = None
             while not self._ready():
-                with contextlib.suppress(BlockingIOError), self._lock("server.lock", wait=False) as lock:
-                    started = self._start(lock)
+                if child is None or child.poll() is not None:
+                    child = self._start_unless_running(child)
+                    began = said = time.monotonic()
                 time.sleep(0.02)
-                if started is not None:
-                    self._check_started(started)
-                if time.monotonic() - said > 5:
+                if time.monotonic() - said > _SILENCE:
                     said = time.monotonic()
+                    seconds = round(said - began)
                     logger.warning(
-                        "the embedded server in %s is not ready after %.0f s: it is recovering, see server.log",
-                        self.root,
-                        said - began,
+                        "waiting for the embedded server in %s (%d s): it is recovering", self.root, seconds
                     )
+
+    def _start_unless_running(self, failed: subprocess.Popen[Any] | None) -> subprocess.Popen[Any] | None:
+        """Start the server; None if one is there that is not ready, or not quite gone."""
+        if failed is not None:
+            self._explain()
+        with contextlib.suppress(BlockingIOError), self._lock("server.lock", wait=False) as lock:
+            found = self._postmaster()
+            if found is None or not found.listens():
+                return self._start(lock)
+        return None
 
     def _lock_for_start(self) -> FileLock:
         try:
@@ -158,38 +167,50 @@ class EmbeddedServer:
             logger.info("another process is starting the embedded server in %s; waiting for it", self.root)
             return self._lock("start.lock", wait=True)
 
-    def _start(self, lock: FileLock) -> subprocess.Popen[bytes]:
+    def _start(self, lock: FileLock) -> subprocess.Popen[Any]:
         """Start a postmaster that inherits `lock`."""
         if not (self.pgdata / "PG_VERSION").exists():
             self._initialise(lock)
         self._check_cluster()
-        (self.pgdata / "postmaster.pid").unlink(missing_ok=True)  # nobody holds the lock, so it is stale
-        options = {
+        sockets = files.socket_directory(self.root, self._account)
+        # Nobody holds the server's lock, so these are stale; Postgres would go by the process ids in them.
+        for stale in (self.pgdata / "postmaster.pid", *sockets.glob(".s.PGSQL.*")):
+            stale.unlink(missing_ok=True)
+        settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(_free_port(self._last_port())),
-            "unix_socket_directories": str(files.socket_directory(self.root, self._account)),
+            "unix_socket_directories": str(sockets),
             **self._settings,
         }
-        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [self._tool("postgres"), "-D", str(self.pgdata), *arguments]
         log = self._open_log()
         try:
-            child = subprocess.Popen(
-                command, start_new_session=True, stdout=log, stderr=log, **self._as_server(lock)
+            options = self._as_server(lock)
+            child: subprocess.Popen[Any] = subprocess.Popen(
+                command, start_new_session=True, stdout=log, stderr=log, **options
             )
         finally:
             os.close(log)
-        self._let_go_of_child()
+        _children[:] = [each for each in _children if each.poll() is None]
+        _children.append(child)
         self._child = child
+        self._start_keeper()
         return child
 
-    def _check_started(self, child: subprocess.Popen[bytes]) -> None:
-        if child.poll() is None:
-            return
+    def _start_keeper(self) -> None:
+        """Programs that embed Python may have no interpreter to run it with; then there is none."""
+        if "python" in Path(sys.executable or "").name:
+            command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(self.root)]
+            quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            with contextlib.suppress(OSError):
+                subprocess.run(command, cwd="/", check=False, **quiet)
+
+    def _explain(self) -> None:
+        """The server we started has ended: say why, unless another try is worth it."""
         tail = (self.root / "server.log").read_text(errors="replace")[-2000:]
-        if "Address already in use" in tail.rpartition("starting PostgreSQL")[2]:
-            return  # somebody took the port between our look and its start: another try, another port
-        raise EmbeddedServerError(f"the embedded server in {self.root} did not start:\n{tail}")
+        if "Address already in use" not in tail.rpartition("starting PostgreSQL")[2]:
+            raise EmbeddedServerError(f"the embedded server in {self.root} did not start:\n{tail}")
 
     def _initialise(self, lock: FileLock) -> None:
         """Make the cluster, whole or not at all."""
@@ -201,8 +222,8 @@ class EmbeddedServer:
         files.write_secret(self.root / "password", password)
         files.write_secret(secret, password, self._account)
         command = [
-            self._tool("initdb"), "-D", str(fresh), "-U", SUPERUSER, f"--pwfile={secret}",
-            "--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+            self._tool("initdb"), "-D", str(fresh), "-U", SUPERUSER, f"--pwfile={secret}", "--encoding=UTF8",
+            "--auth=scram-sha-256", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, check=False, **self._as_server(lock))
         secret.unlink()
@@ -210,8 +231,12 @@ class EmbeddedServer:
             raise EmbeddedServerError(
                 f"initdb failed in {self.root}:\n{done.stderr.decode(errors='replace')}"
             )
+        own = self.root / "settings.conf"
+        if not own.exists():
+            own.write_text("# Settings of your own for this Postgres, such as: shared_buffers = '1GB'\n")
+            own.chmod(0o644)
         with (fresh / "postgresql.conf").open("a") as conf:
-            conf.write(f"include_if_exists '{_quoted(self.root / 'settings.conf')}'\n")
+            conf.write(f"include_if_exists '{_quoted(own)}'\n")
         fresh.rename(self.pgdata)
 
     def _check_cluster(self) -> None:
@@ -221,23 +246,36 @@ class EmbeddedServer:
                 f"the data in {self.root} was written by Postgres {version}, this is {POSTGRES_VERSION}: "
                 "dump it with the release that wrote it and restore the dump, or use another HAIVE_DATA_DIR"
             )
-        if (found := self._postmaster()) and _is_postgres(found.pid, self.pgdata):
-            raise EmbeddedServerError(
-                f"another Postgres (process {found.pid}) runs on {self.pgdata}: stop it, it was not started from here"
-            )
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            pid = int((self.pgdata / "postmaster.pid").read_text().split()[0])
+            if _is_postgres(pid, self.pgdata):
+                raise EmbeddedServerError(
+                    f"another Postgres (process {pid}), not started from here, runs on {self.pgdata}: stop it"
+                )
 
     # -- stopping -----------------------------------------------------------------------------
 
     def _stop(self) -> None:
         found = self._postmaster()
-        if found is None or not found.listens():
+        if found is None or not found.listens() or not self._is_ours():
             return
         os.kill(found.pid, signal.SIGINT)  # a fast shutdown: ends sessions, writes everything out
         if self._child is not None:
             self._child.wait()
             self._child = None
-        with self._lock("server.lock", wait=True):
-            pass
+        FileLock(self.root / "server.lock", SHARED).close()
+
+    def _is_ours(self) -> bool:
+        """False for a server that somebody started by hand: it may be used, but not stopped."""
+        try:
+            FileLock(self.root / "server.lock", SHARED, wait=False).close()
+        except BlockingIOError:
+            return True
+        return False
+
+    def _see_it_stop(self) -> None:
+        """Wait if somebody is stopping it at this moment; others who use it do not count."""
+        FileLock(self.root / "users.lock", SHARED).close()
 
     # -- what is there ------------------------------------------------------------------------
 
@@ -360,11 +398,22 @@ def _leave_all() -> None:
     for server in list(_attached.values()):
         while server.root in _attached:
             server.close()
+    _disown()
+
+
+def _disown() -> None:
+    """Servers go on without us; Popen would warn of that."""
+    for child in _children:
+        if child.poll() is None:
+            child.returncode = 0
+    _children.clear()
 
 
 def _after_fork() -> None:
+    """In a forked child, which is a user too: what it inherited of `users.lock` counts."""
     global _attached_lock
     _attached_lock = threading.RLock()
+    _disown()
     for server in _attached.values():
         server.after_fork()
 

@@ -191,14 +191,20 @@ def binaries(root: Path | None = None, account: Account | None = None) -> Path:
 
 def _within_reach(installed: Path, root: Path) -> Path:
     """The binaries again, inside the data directory: hard links where that is possible."""
-    copy = root / f"postgres-{POSTGRES_VERSION}-{importlib.metadata.version(_WHEEL)}"
+    copy = root / f"postgres-{importlib.metadata.version(_WHEEL)}"
     if not copy.is_dir():
         fresh = root / "postgres.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(installed, fresh, copy_function=_link_or_copy, symlinks=True)
-        fresh.chmod(0o755)
+        package = installed.parent
+        libraries = package.parent / f"{package.name}.libs"  # where the wheel's RPATH points, if it has any
+        for source in (installed, libraries):
+            if source.is_dir():
+                target = fresh / source.relative_to(package.parent)
+                shutil.copytree(source, target, copy_function=_link_or_copy, symlinks=True)
+        for directory in (fresh, fresh / package.name):
+            directory.chmod(0o755)
         fresh.rename(copy)
-    return copy
+    return copy / installed.relative_to(installed.parent.parent)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -1,0 +1,49 @@
+"""Stops an embedded server that nobody uses any more, even if its last user was killed.
+
+A process of its own, one per running server, started with it and run as a script: it waits for
+`users.lock` in the kernel, which costs nothing, and has that lock once every user is gone. Only
+the standard library is imported, and little of it.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+
+
+def listening(root: str) -> int | None:
+    """The process id of the postmaster, if it lives."""
+    try:
+        with open(f"{root}/pgdata/postmaster.pid") as file:
+            lines = file.read().splitlines()
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(f"{lines[4]}/.s.PGSQL.{lines[3]}")
+        return int(lines[0])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def keep(root: str) -> None:
+    """Wait until the server has no user, then stop it."""
+    mine = os.open(f"{root}/keeper.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # it has a keeper
+    users = os.open(f"{root}/users.lock", os.O_RDONLY | os.O_NOFOLLOW)
+    fcntl.flock(users, fcntl.LOCK_EX)
+    server = os.open(f"{root}/server.lock", os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(server, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if (pid := listening(root)) is not None:
+            os.kill(pid, signal.SIGINT)
+        # users.lock is held until it is gone, so that nobody connects to what is going.
+        fcntl.flock(server, fcntl.LOCK_SH)
+
+
+if __name__ == "__main__":
+    if os.fork() == 0:  # nobody's child: it outlives whoever started it, and leaves nothing to reap
+        os.setsid()
+        keep(sys.argv[1])

