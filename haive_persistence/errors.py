@@ -13,7 +13,7 @@
     ├── MigrationError                migration
     ├── EmbeddedServerError           embedded        RuntimeError
     └── CodecError                    codec
-        ├── EncodeError               encode          TypeError
+        ├── EncodeError               encode          TypeError, ValueError
         ├── DecodeError               decode          ValueError
         └── SealError                 seal
             ├── WrongKeyError         wrong_key
@@ -117,7 +117,7 @@ class CodecError(PersistenceError):
     code = "codec"
 
 
-class EncodeError(CodecError, TypeError):
+class EncodeError(CodecError, TypeError, ValueError):
     """The value has a part that cannot be stored."""
 
     code = "encode"

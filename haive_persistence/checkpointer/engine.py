@@ -38,6 +38,7 @@ from haive_persistence.checkpointer.reading import (
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Encoder
 from haive_persistence.checkpointer.thread_log import Batch, KnownHead, ProcessCache, ThreadLog
+from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.errors import ConflictError, InvalidInputError
 
@@ -65,6 +66,7 @@ class Engine:
         self.cache = cache
         self.codec = codec
         self.searchable = searchable
+        self._writers = Grouping()
 
     def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
         return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
@@ -84,6 +86,8 @@ class Engine:
         kept_metadata = stored_metadata(config, metadata)
         run = kept_metadata.get("run_id")
         codec = await self.codec(db)
+        if address.checkpoint_id is not None and records.missing_values(checkpoint, new_versions):
+            await self._know_parent(db, config, address)
         known: list[KnownHead] = []
 
         def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
@@ -116,6 +120,12 @@ class Engine:
             log.remember_head(address.ns_key, id_, known[0])
         self.cache.trim()
         return address.config(id_)
+
+    async def _know_parent(self, db: Db, config: Config, address: Address) -> None:
+        """Channels are to be inherited from the parent: look at it, unless it is known already."""
+        log = self.cache.get(address.thread.bytes)
+        if log is None or (address.ns_key, address.checkpoint_id) not in log.heads:
+            await self.get_tuple(db, config)
 
     async def put_writes(
         self, db: Db, config: Config, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
@@ -169,13 +179,14 @@ class Engine:
                     "numbers": numbers,
                     "payloads": [codec.seal_piece(thread, no, batch.send[no]) for no in numbers],
                 }
+                size = sum(map(len, params["payloads"]))
                 if not log.exists:
                     name = f"create_and_{name}"
                     params["thread_id"] = address.thread_id
                 elif batch.shared:
                     name += "_shared"
             try:
-                kept = await db.fetch_all(self.queries[name], params, idempotent=True)
+                kept = await self._writers.fetch_all(db, self.queries[name], params, size)
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
                     raise

@@ -103,17 +103,18 @@ def encode_head(
     seen: Mapping[str, Mapping[str, Any]] = checkpoint["versions_seen"]
     values: Mapping[str, Any] = checkpoint["channel_values"]
     extra = {k: v for k, v in checkpoint.items() if k not in _KNOWN}
+    manifests = {k: _manifest(encoder, k, v, versions, new_versions, reuse) for k, v in values.items()}
+    for k in missing_values(checkpoint, new_versions) if reuse is not None else ():
+        if k in reuse.manifests and reuse.versions.get(k) == versions[k]:
+            manifests[k] = encoder.again(reuse.manifests[k], reuse.base)
     names = [
         list(versions),
         [[node, list(v)] for node, v in seen.items()],
         list(metadata),
-        list(values),
+        list(manifests),
         list(extra),
     ]
     template = batch.intern("template", mf.pack(names))
-    manifests = {
-        k: _manifest(encoder, k, v, versions, new_versions, reuse, batch.base) for k, v in values.items()
-    }
     at = {name: i for i, name in enumerate(versions)}
     updated = checkpoint.get("updated_channels")
     record = [
@@ -133,6 +134,15 @@ def encode_head(
     return mf.pack(record), KnownHead(dict(versions), manifests, batch.base)
 
 
+def missing_values(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any]) -> list[str]:
+    """Channels without a value that did not change either: they have what their parent has at that version.
+
+    LangGraph leaves out a `DeltaChannel` that was not written; its last snapshot is still its value.
+    """
+    values = checkpoint["channel_values"]
+    return [k for k in checkpoint["channel_versions"] if k not in values and k not in new_versions]
+
+
 def _manifest(
     encoder: Encoder,
     channel: str,
@@ -140,7 +150,6 @@ def _manifest(
     versions: Mapping[str, Any],
     new_versions: Mapping[str, Any],
     reuse: KnownHead | None,
-    base: int,
 ) -> mf.Manifest:
     if (
         reuse is not None

@@ -40,7 +40,7 @@ from pydantic import BaseModel
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import uuid_text
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
-from haive_persistence.codec import Codec
+from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
 
 TINY = 40  # bytes; serialised values up to this stay in the manifest
@@ -164,6 +164,8 @@ class Encoder:
 
     def __init__(self, codec: Codec, batch: Batch) -> None:
         self._dump: Callable[[Any], bytes] = codec.dump
+        # A serialiser of the user's must see every value: it may encrypt.
+        self._in_place = isinstance(codec.serde, SafeSerializer)
         self._batch = batch
         self.structural: set[int] = set()
         self._send_class = getattr(sys.modules.get("langgraph.types"), "Send", None)
@@ -171,10 +173,11 @@ class Encoder:
     def encode(self, value: Any, threshold: int = LARGE) -> mf.Manifest:
         """The manifest of a value; a list or dict of up to `threshold` bytes stays whole."""
         kind = type(value)
-        if kind in _SCALARS or (not value and kind in _CONTAINERS):
-            return value if kind is not int or -(1 << 63) <= value < 1 << 64 else self._leaf(value)
-        if kind is str and len(value) <= TINY and value.isascii():
-            return value
+        if self._in_place:
+            if kind in _SCALARS or (not value and kind in _CONTAINERS):
+                return value if kind is not int or -(1 << 63) <= value < 1 << 64 else self._leaf(value)
+            if kind is str and len(value) <= TINY and value.isascii():
+                return value
         if kind is list and rough_size(value, threshold) > threshold:
             return self._list(value)
         if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:

@@ -112,7 +112,10 @@ WITH c AS MATERIALIZED (
     ORDER BY checkpoint_id DESC LIMIT 1
 ), w AS MATERIALIZED (
     SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM c JOIN haive.pending_write w ON w.thread_key = %(thread)s AND w.ns_key = %(ns_key)s AND w.checkpoint_id = c.checkpoint_id
+    FROM c CROSS JOIN LATERAL (
+        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
+        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
+        OFFSET 0) AS w
 )
 SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
 UNION ALL SELECT 'c', checkpoint_id, 0, parent_id, ns, head FROM c
@@ -128,7 +131,10 @@ WITH c AS MATERIALIZED (
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
 ), w AS MATERIALIZED (
     SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM c JOIN haive.pending_write w ON w.thread_key = %(thread)s AND w.ns_key = %(ns_key)s AND w.checkpoint_id = c.checkpoint_id
+    FROM c CROSS JOIN LATERAL (
+        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
+        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
+        OFFSET 0) AS w
 )
 SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
 UNION ALL SELECT 'c', checkpoint_id, 0, parent_id, ns, head FROM c
@@ -139,6 +145,7 @@ WHERE p.thread_key = %(thread)s
 
 -- name: get_ancestors
 -- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with their writes.
+-- The lateral subqueries keep the planner to the primary key, level by level, without statistics too.
 WITH RECURSIVE walk AS (
     (SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
      WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
@@ -146,13 +153,17 @@ WITH RECURSIVE walk AS (
      ORDER BY checkpoint_id DESC LIMIT 1)
     UNION ALL
     SELECT c.checkpoint_id, c.parent_id, c.ns, c.frozen, c.head, walk.depth + 1
-    FROM walk JOIN haive.checkpoint c
-      ON c.thread_key = %(thread)s AND c.ns_key = %(ns_key)s AND c.checkpoint_id = walk.parent_id
+    FROM walk CROSS JOIN LATERAL (
+        SELECT checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = walk.parent_id
+        LIMIT 1) AS c
     WHERE walk.depth < %(depth)s
 ), w AS MATERIALIZED (
     SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM walk JOIN haive.pending_write w
-      ON w.thread_key = %(thread)s AND w.ns_key = %(ns_key)s AND w.checkpoint_id = walk.checkpoint_id
+    FROM walk CROSS JOIN LATERAL (
+        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
+        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = walk.checkpoint_id
+        OFFSET 0) AS w
     WHERE walk.depth > 0
 )
 SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
@@ -192,8 +203,10 @@ WITH page AS MATERIALIZED (
     ORDER BY checkpoint_id DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page JOIN haive.pending_write w
-      ON w.thread_key = page.thread_key AND w.ns_key = page.ns_key AND w.checkpoint_id = page.checkpoint_id
+    FROM page CROSS JOIN LATERAL (
+        SELECT * FROM haive.pending_write
+        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        OFFSET 0) AS w
 ), f AS (
     SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
         SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
@@ -217,8 +230,10 @@ WITH page AS MATERIALIZED (
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page JOIN haive.pending_write w
-      ON w.thread_key = page.thread_key AND w.ns_key = page.ns_key AND w.checkpoint_id = page.checkpoint_id
+    FROM page CROSS JOIN LATERAL (
+        SELECT * FROM haive.pending_write
+        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        OFFSET 0) AS w
 ), f AS (
     SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
         SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
@@ -243,8 +258,10 @@ WITH page AS MATERIALIZED (
     ORDER BY ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page JOIN haive.pending_write w
-      ON w.thread_key = page.thread_key AND w.ns_key = page.ns_key AND w.checkpoint_id = page.checkpoint_id
+    FROM page CROSS JOIN LATERAL (
+        SELECT * FROM haive.pending_write
+        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        OFFSET 0) AS w
 ), f AS (
     SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
         SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
@@ -268,8 +285,10 @@ WITH page AS MATERIALIZED (
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
 ), w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page JOIN haive.pending_write w
-      ON w.thread_key = page.thread_key AND w.ns_key = page.ns_key AND w.checkpoint_id = page.checkpoint_id
+    FROM page CROSS JOIN LATERAL (
+        SELECT * FROM haive.pending_write
+        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        OFFSET 0) AS w
 ), f AS (
     SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
         SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named

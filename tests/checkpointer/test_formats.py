@@ -50,8 +50,16 @@ def steps() -> list[dict[str, Any]]:
         {"messages": long[:2], "__start__": {"messages": [bare]}},
         {"messages": [*long, bare.model_copy(update={"id": "11111111-1111-4111-8111-111111111111"})], "n": 1},
         {"messages": edited, "files": files, "n": -(2**40), "note": None, "score": -0.0},
-        {"messages": edited[10:], "files": {**files, "src/file_3.py": "changed"}, "numbers": list(range(200))},
-        {"snapshot": _DeltaSnapshot(edited[:5]), "sends": [Send("worker", {"messages": edited[:3]})], "text": "ü\x00"},
+        {
+            "messages": edited[10:],
+            "files": {**files, "src/file_3.py": "changed"},
+            "numbers": list(range(200)),
+        },
+        {
+            "snapshot": _DeltaSnapshot(edited[:5]),
+            "sends": [Send("worker", {"messages": edited[:3]})],
+            "text": "ü\x00",
+        },
     ]
 
 

@@ -14,11 +14,14 @@ import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.serde.base import CipherProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import errors
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.checkpointer.identity import decode_id, encode_id
+from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
 from tests.checkpointer.conftest import RoundTrips, make_checkpoint, store, thread
 
@@ -281,6 +284,43 @@ def test_writes_may_come_before_their_checkpoint(saver: Checkpointer, new_saver:
     saver.put(thread(), checkpoint, {}, {})  # type: ignore[arg-type]
     found = new_saver().get_tuple(thread())
     assert found.pending_writes == [("task", "a", ["x" * 100])]
+
+
+def test_a_snapshot_that_did_not_change_is_inherited(saver: Checkpointer, new_saver: Any) -> None:
+    """LangGraph leaves an unwritten DeltaChannel out of the values; its version says it is the parent's."""
+    first = make_checkpoint({"items": _DeltaSnapshot(["a", "b"]), "n": 1})
+    config = saver.put(thread(), first, {}, first["channel_versions"])  # type: ignore[arg-type]
+    second = make_checkpoint({"n": 2}, {**first["channel_versions"], "n": 10**6})
+    new_saver().put(config, second, {}, {"n": 10**6})
+    assert values_of(new_saver()) == {"items": _DeltaSnapshot(["a", "b"]), "n": 2}
+    written = make_checkpoint({"n": 3}, {"items": 10**6 + 1, "n": 10**6 + 1})
+    saver.put(thread(checkpoint_id=second["id"]), written, {}, written["channel_versions"])  # type: ignore[arg-type]
+    assert values_of(new_saver()) == {"n": 3}
+
+
+def test_a_serialiser_of_the_users_sees_every_value(database: Database, dsn: str) -> None:
+    """It may encrypt: nothing is stored around it, however short."""
+    serde = EncryptedSerializer(_Rot(), SafeSerializer())
+    store(
+        Checkpointer(database, serde=serde),
+        {"pin": "1234secret", "list": ["1234secret"], "m": [HumanMessage("1234secret")]},
+    )
+    found = Checkpointer(database, serde=serde).get_tuple(thread())
+    assert found is not None
+    assert found.checkpoint["channel_values"]["pin"] == "1234secret"
+    with psycopg.connect(dsn) as conn:
+        for table, column in (("checkpoint", "head"), ("piece", "payload"), ("pending_write", "payload")):
+            query = f"SELECT {column} FROM haive.{table} WHERE tenant_id = %s"
+            for (data,) in conn.execute(query, (database.tenant,)):  # type: ignore[arg-type]
+                assert b"1234secret" not in Codec().unpack(data, b"")
+
+
+class _Rot(CipherProtocol):
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return "rot", bytes(b ^ 0x55 for b in plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        return bytes(b ^ 0x55 for b in ciphertext)
 
 
 # --- round trips
