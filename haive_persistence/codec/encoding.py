@@ -1,9 +1,11 @@
 """Values to msgpack, in the form LangGraph's own serialiser writes and reads.
 
 Most values go the fast way: one call of `ormsgpack.packb`, which asks `_default` about every object
-it does not know. What it cannot say or would silently change (a lone surrogate, an integer beyond
-64 bits, a dict keyed by enums or dates) makes it refuse; then `_Careful` walks the value again in
-Python, rewrites just those parts, and names the path of a part that cannot be stored at all.
+it does not know, and refuses what it cannot say (a lone surrogate, an integer beyond 64 bits). It also
+refuses dict keys that are not text, because allowing them would turn enums, dates and UUIDs into text
+silently; where the keys are seen to be numbers and the like, `_default_any_key` allows them. What is
+still refused, `_Careful` walks in Python, rewrites just those parts, and names the path of a part that
+cannot be stored at all.
 
 An object becomes an extension `Ext(code, (module, name, payload, …))`. The codes and payloads are
 LangGraph's. Where LangGraph would lose something, a form is used that its permissive reader also
@@ -55,6 +57,8 @@ _OPTIONS = (
     | ormsgpack.OPT_PASSTHROUGH_ENUM
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
+_EXACT = frozenset({str, int, float, bool, bytes, type(None)})
+_LEAVES = _EXACT | {bytearray, memoryview}
 _MAX_DESCRIBERS = 4096
 _describers: dict[type, Describer] = {}
 
@@ -64,7 +68,16 @@ def encode(value: Any) -> bytes:
     try:
         return _pack(value)
     except ormsgpack.MsgpackEncodeError:
+        pass
+    try:
+        return _pack_any_key(value)
+    except (ormsgpack.MsgpackEncodeError, RecursionError):
         return _Careful().encode(value)
+
+
+def _pack(value: Any) -> bytes:
+    # a function of its own: writing must reach Python's recursion limit before reading would
+    return ormsgpack.packb(value, default=_default, option=_OPTIONS)
 
 
 def _default(obj: Any) -> Any:
@@ -75,9 +88,31 @@ def _default(obj: Any) -> Any:
     return ormsgpack.Ext(code, _pack(payload))
 
 
-def _pack(value: Any) -> bytes:
-    # a function of its own: writing must reach Python's recursion limit before reading would
-    return ormsgpack.packb(value, default=_default, option=_OPTIONS)
+def _pack_any_key(value: Any) -> bytes:
+    if not _has_plain_keys(value):
+        raise ormsgpack.MsgpackEncodeError("a dict key that msgpack would change")
+    return ormsgpack.packb(value, default=_default_any_key, option=_OPTIONS | ormsgpack.OPT_NON_STR_KEYS)
+
+
+def _default_any_key(obj: Any) -> Any:
+    described = (_describers.get(type(obj)) or _describer(obj))(obj)
+    if isinstance(described, str):
+        return described
+    code, payload = described
+    return ormsgpack.Ext(code, _pack_any_key(payload))
+
+
+def _has_plain_keys(value: Any) -> bool:
+    """Whether msgpack keeps the keys of all dicts in this value (but for those inside objects)."""
+    if isinstance(value, dict):
+        if not _EXACT.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    return _LEAVES.issuperset(map(type, value)) or all(
+        _has_plain_keys(part) for part in value if type(part) not in _LEAVES
+    )
 
 
 def _describer(obj: Any) -> Describer:
@@ -291,7 +326,6 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Callable[[type], Describer]], ...] = 
 
 # --- the careful way --------------------------------------------------------------------------
 
-_EXACT = frozenset({str, int, float, bool, bytes, type(None)})
 _ATOMS = frozenset({float, bool, bytes, bytearray, memoryview, type(None)})
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 

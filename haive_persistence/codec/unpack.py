@@ -16,27 +16,8 @@ _SAFE_SINCE = (1, 13, 1)
 _ARRAY_32 = re.compile(rb"\xdd", re.DOTALL)
 
 # Bytes that follow the first byte of a value, for values of one size; containers and strings are below.
-_SIZES = {
-    0xC0: 0,
-    0xC1: 0,
-    0xC2: 0,
-    0xC3: 0,
-    0xCA: 4,
-    0xCB: 8,
-    0xCC: 1,
-    0xCD: 2,
-    0xCE: 4,
-    0xCF: 8,
-    0xD0: 1,
-    0xD1: 2,
-    0xD2: 4,
-    0xD3: 8,
-    0xD4: 2,
-    0xD5: 3,
-    0xD6: 5,
-    0xD7: 9,
-    0xD8: 17,
-}
+_SIZES = dict.fromkeys(range(0xC0, 0xC4), 0)
+_SIZES.update(zip(range(0xCA, 0xD9), (4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17), strict=True))
 _LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes that hold a length of bytes
 _EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}  # the same, then a code
 _COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # a count, and values per element

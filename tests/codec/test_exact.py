@@ -17,6 +17,7 @@ import ormsgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.store.base import Item
@@ -131,6 +132,31 @@ def test_wire_format_is_langgraphs(value: Any) -> None:
 @given(json_values)
 def test_plain_data_is_the_same_bytes(value: Any) -> None:
     assert OURS.dumps_typed(value) == THEIRS.dumps_typed(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1: 2, None: [{True: {1.5: b""}}]},
+        t.Leaf({1: t.Leaf({2: [t.Person(name="x", scores={"a": 1.0})]})}),
+        [HumanMessage("x"), {7: HumanMessage("y", additional_kwargs={"k": {1: 2}})}],
+        {b"k": t.Colour.RED, (1, "a"): 1},
+    ],
+    ids=name,
+)
+def test_keys_of_other_types_are_the_same_bytes(value: Any) -> None:
+    assert OURS.dumps_typed(value) == THEIRS.dumps_typed(value)
+    assert same(round_trip(value), value)
+
+
+def test_keys_of_other_types_cost_no_more_the_deeper_they_are() -> None:
+    value: Any = 1
+    for _ in range(40):  # were each level tried twice, this would take for ever
+        value = t.Leaf({"a": value, 1: 2})
+    assert same(round_trip(value), value)
+    for _ in range(40):
+        value = t.Leaf({"a": value, t.Colour.RED: 2})
+    assert same(round_trip(value), value)
 
 
 PERMISSIVE_READS = [
