@@ -115,10 +115,10 @@ class _Compiler:
             raise InvalidInputError(
                 f"filter operator {operator!r} of {path[-1]!r} is unknown; there are {', '.join(_KNOWN)}"
             )
-        if _has_nan(operand):
-            raise InvalidInputError(
-                f"filter of {path[-1]!r}: NaN equals nothing, so nothing can be found by it"
-            )
+        if _has_nan(operand):  # which is equal, less and greater than nothing
+            if operator != "$ne":
+                self._tests.append("(1 == 0)")
+            return
         if operator in _ORDER:
             if not isinstance(operand, str | int | float):
                 raise InvalidInputError(

@@ -127,7 +127,7 @@ class VectorIndex:
     def settings(self) -> dict[str, str]:
         """What `search_settings` binds; pgvector's advice for probes is the root of the lists."""
         lists = dict(self.parameters).get("lists", 100)
-        return {"ef_search": "200", "max_scan_tuples": "10000", "probes": str(max(1, math.isqrt(lists)))}
+        return {"ef_search": "100", "max_scan_tuples": "10000", "probes": str(max(1, math.isqrt(lists)))}
 
     def score(self, distance: float) -> float:
         """Similarity as LangGraph's Postgres store tells it: greater is nearer."""
