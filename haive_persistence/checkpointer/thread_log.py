@@ -75,6 +75,11 @@ class ThreadLog:
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.bytes_held = 0
 
+    def take_lane(self, lane: int, next_numbers: list[int] | None = None) -> None:
+        """A lane that is known to be ours alone."""
+        self.lane = lane
+        self.next_numbers = next_numbers or [lane + start for start in _STARTS]
+
     def remember_head(self, ns_key: int, checkpoint_id: bytes, head: KnownHead) -> None:
         self.heads[ns_key, checkpoint_id] = head
         self.heads.move_to_end((ns_key, checkpoint_id))
@@ -194,7 +199,7 @@ class Batch:
     def _adopt(self) -> None:
         log = self._log
         if log.lane is None:
-            log.lane, log.next_numbers = self.base, self._next
+            log.take_lane(self.base, self._next)
         for key, no in self._own.items():
             log.known.setdefault(key, no)
         for no, numbers in self._new_frozen.items():
@@ -236,6 +241,7 @@ class ProcessCache:
             if log is None or log.exists:
                 log = self._logs[thread_key] = ThreadLog(new_epoch())
                 log.exists = False
+                log.take_lane(new_lane())  # nobody else can know of this epoch yet, so nobody is in it
             return log
 
     def drop(self, thread_key: bytes, log: ThreadLog | None = None) -> None:
