@@ -112,9 +112,9 @@ def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
 def _classify(cls: type) -> _Known:
     if issubclass(cls, _actors()):
         return None
-    for recognises, codes, build in _KINDS:
+    for recognises, codes, make in _KINDS:
         if recognises(cls):
-            return codes, partial(build, cls)
+            return codes, make(cls)
     return None
 
 
@@ -161,6 +161,10 @@ def _send(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
     return cls(node, arg, timeout=timeout)
 
 
+def _binds(build: Callable[..., Any]) -> Callable[[Any], Builder]:
+    return lambda cls: partial(build, cls)
+
+
 def _enum(cls: type[Enum], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
     return cls[extras["member"]] if "member" in extras else cls(_hashable(payload))
 
@@ -194,13 +198,19 @@ def _model_v1(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> A
         return cls.construct(**payload)
 
 
-def _dataclass(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[str, str]) -> Any:
-    late = [field.name for field in dataclasses.fields(cls) if not field.init and field.name in payload]
-    if not late:
-        return cls(**payload)
+def _dataclass(cls: Any) -> Builder:
+    late = [field.name for field in dataclasses.fields(cls) if not field.init]
+    return partial(_with_late_fields, cls, late) if late else partial(_construct, cls)
+
+
+def _with_late_fields(
+    cls: Any, late: list[str], code: int, payload: dict[str, Any], extras: Mapping[str, str]
+) -> Any:
+    """A dataclass with fields that its `__init__` does not take."""
     made = cls(**{name: value for name, value in payload.items() if name not in late})
-    for name in late:  # fields that __init__ does not take
-        object.__setattr__(made, name, payload[name])
+    for name in late:
+        if name in payload:
+            object.__setattr__(made, name, payload[name])
     return made
 
 
@@ -297,16 +307,16 @@ OWN: dict[tuple[str, str], Builder] = {
 }
 """Builders of the standard library's types, by the name they are stored under."""
 
-_KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], Callable[..., Any]], ...] = (
-    (lambda cls: issubclass(cls, Enum) and bool(cls.__members__), _SINGLE, _enum),
-    (_is_kind_of(RootModel), _FIELDS, _root_model),
-    (_is_kind_of(BaseModel), _FIELDS, _model),
-    (_is_model_v1, _FIELDS, _model_v1),
-    (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _construct),
+_KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], Callable[[Any], Builder]], ...] = (
+    (lambda cls: issubclass(cls, Enum) and bool(cls.__members__), _SINGLE, _binds(_enum)),
+    (_is_kind_of(RootModel), _FIELDS, _binds(_root_model)),
+    (_is_kind_of(BaseModel), _FIELDS, _binds(_model)),
+    (_is_model_v1, _FIELDS, _binds(_model_v1)),
+    (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _binds(_construct)),
     (dataclasses.is_dataclass, _FIELDS, _dataclass),
-    (lambda cls: callable(getattr(cls, "get_secret_value", None)), _SINGLE, _construct),
-    (_is_kind_of(set, frozenset), _SINGLE, _set),
-    (_is_kind_of(*_VALUES, pathlib.PurePath), _ARGUMENTS, _construct),
-    (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _send),
+    (lambda cls: callable(getattr(cls, "get_secret_value", None)), _SINGLE, _binds(_construct)),
+    (_is_kind_of(set, frozenset), _SINGLE, _binds(_set)),
+    (_is_kind_of(*_VALUES, pathlib.PurePath), _ARGUMENTS, _binds(_construct)),
+    (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _binds(_send)),
 )
-"""A test of a class, the extension codes it may be built from, and its builder."""
+"""A test of a class, the extension codes it may be built from, and what makes its builder."""

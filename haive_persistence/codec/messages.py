@@ -11,6 +11,7 @@ release or shape of LangChain's classes, and every subclass, also goes the ordin
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import langchain_core
@@ -124,7 +125,7 @@ def _is_common(
     expected: str, content: Any, kwargs: Any, response: Any, kind: Any, name: Any, own: Any
 ) -> bool:
     return (
-        (type(content) is str or (type(content) is list and set(map(type, content)) <= _PART))
+        (type(content) is str or (type(content) is list and _PART.issuperset(map(type, content))))
         and type(kwargs) is dict
         and type(response) is dict
         and type(kind) is str
@@ -155,10 +156,8 @@ def _are_tool_calls(calls: Any, kwargs: dict[Any, Any]) -> bool:
     return all(map(_is_tool_call, calls))
 
 
+_STR = {str}
 _CALL_KEYS = ("name", "args", "id", "type")
-_USAGE_KEYS = ("input_tokens", "output_tokens", "total_tokens", "input_token_details", "output_token_details")
-_INPUT_KEYS = ("audio", "cache_creation", "cache_read")
-_OUTPUT_KEYS = ("audio", "reasoning")
 
 
 def _is_tool_call(call: Any) -> bool:
@@ -167,37 +166,40 @@ def _is_tool_call(call: Any) -> bool:
         and tuple(call) == _CALL_KEYS
         and type(call["name"]) is str
         and type(call["args"]) is dict
-        and all(type(key) is str for key in call["args"])
+        and _STR.issuperset(map(type, call["args"]))
         and (call["id"] is None or type(call["id"]) is str)
         and type(call["type"]) is str
         and call["type"] == "tool_call"
     )
 
 
+def _subsets(*keys: str) -> set[tuple[str, ...]]:
+    """All ways to leave out some of these keys, in this order."""
+    return {chosen for count in range(len(keys) + 1) for chosen in combinations(keys, count)}
+
+
+_TOKENS = ("input_tokens", "output_tokens", "total_tokens")
+_USAGE_SHAPES = {_TOKENS + details for details in _subsets("input_token_details", "output_token_details")}
+_INPUT_SHAPES = _subsets("audio", "cache_creation", "cache_read")
+_OUTPUT_SHAPES = _subsets("audio", "reasoning")
+_INT = {int}
+_NONE: dict[str, int] = {}
+
+
 def _is_usage(usage: Any) -> bool:
-    if type(usage) is not dict or tuple(usage)[:3] != _USAGE_KEYS[:3]:
+    if type(usage) is not dict or tuple(usage) not in _USAGE_SHAPES:
         return False
-    counts = list(usage.values())
-    if len(counts) == 3:
-        return _are_counts(counts)
+    if len(usage) == 3:
+        return _INT.issuperset(map(type, usage.values()))
     return (
-        tuple(usage) == tuple(key for key in _USAGE_KEYS if key in usage)
-        and _are_counts(counts[:3])
-        and _is_detail(usage.get("input_token_details", {}), _INPUT_KEYS)
-        and _is_detail(usage.get("output_token_details", {}), _OUTPUT_KEYS)
+        _INT.issuperset(type(usage[key]) for key in _TOKENS)
+        and _is_detail(usage.get("input_token_details", _NONE), _INPUT_SHAPES)
+        and _is_detail(usage.get("output_token_details", _NONE), _OUTPUT_SHAPES)
     )
 
 
-def _is_detail(detail: Any, keys: tuple[str, ...]) -> bool:
-    return (
-        type(detail) is dict
-        and tuple(detail) == tuple(key for key in keys if key in detail)
-        and _are_counts(detail.values())
-    )
-
-
-def _are_counts(values: Any) -> bool:
-    return all(type(value) is int for value in values)
+def _is_detail(detail: Any, shapes: set[tuple[str, ...]]) -> bool:
+    return type(detail) is dict and tuple(detail) in shapes and _INT.issuperset(map(type, detail.values()))
 
 
 _BUILD: dict[type[BaseMessage], Callable[[dict[str, Any]], Any]] = {
