@@ -43,7 +43,7 @@ _OPTIONS = ormsgpack.OPT_NON_STR_KEYS
 _MAX_WARNINGS = 1000
 _MAX_FOUND = 4096
 _LARGE = 64 * 1024
-_MAX_COPIES = 16
+_MAX_COPIES, _MAX_COPIED_BYTES = 16, 1 << 30  # whichever allows more
 _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
 _warned: set[tuple[str, str, str]] = set()
@@ -103,7 +103,7 @@ class Reader:
     def _read_large(self, data: bytes) -> Any:
         """Bounds the memory of nested extensions: every level holds a copy of all inside it."""
         if not _state.open_bytes:
-            _state.limit = _MAX_COPIES * len(data)
+            _state.limit = max(_MAX_COPIES * len(data), _MAX_COPIED_BYTES)
         if _state.open_bytes + len(data) > _state.limit:
             raise DecodeError("stored value is damaged: objects in objects would need too much memory")
         _state.open_bytes += len(data)

@@ -338,7 +338,7 @@ def test_unknown_type_and_damaged_json() -> None:
             SERDE.loads_typed(("json", data))
 
 
-def test_nesting_costs_neither_the_process_nor_its_memory() -> None:
+def test_nesting_costs_neither_the_process_nor_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\x01"
     for _ in range(3000):
         data = ormsgpack.packb(ormsgpack.Ext(7, data))
@@ -348,6 +348,8 @@ def test_nesting_costs_neither_the_process_nor_its_memory() -> None:
     data = b"\xc6" + len(data).to_bytes(4, "big") + data
     for _ in range(100):
         data = ormsgpack.packb(ormsgpack.Ext(7, data))
+    SERDE.loads_typed(("msgpack", data))
+    monkeypatch.setattr(decoding, "_MAX_COPIED_BYTES", 50_000_000)
     with pytest.raises(DecodeError, match="too much memory"):
         SERDE.loads_typed(("msgpack", data))
     assert decoding._state.open_bytes == 0
