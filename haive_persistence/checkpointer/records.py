@@ -104,9 +104,10 @@ def encode_head(
     values: Mapping[str, Any] = checkpoint["channel_values"]
     extra = {k: v for k, v in checkpoint.items() if k not in _KNOWN}
     manifests = {k: _manifest(encoder, k, v, versions, new_versions, reuse) for k, v in values.items()}
-    for k in missing_values(checkpoint, new_versions) if reuse is not None else ():
-        if k in reuse.manifests and reuse.versions.get(k) == versions[k]:
-            manifests[k] = encoder.again(reuse.manifests[k], reuse.base)
+    if reuse is not None:
+        for k in missing_values(checkpoint, new_versions):
+            if k in reuse.manifests and reuse.versions.get(k) == versions[k]:
+                manifests[k] = encoder.again(reuse.manifests[k], reuse.base)
     names = [
         list(versions),
         [[node, list(v)] for node, v in seen.items()],

@@ -71,7 +71,7 @@ def write(saver: Checkpointer) -> None:
             "id": f"1f1e537d-cb5{step}-613a-8000-5f4a9e8196aa" if step else "checkpoint-zero",
             "ts": f"2026-11-20T10:00:0{step}.123456+00:00",
             "channel_values": values,
-            "channel_versions": {name: step + 1 for name in values},
+            "channel_versions": dict.fromkeys(values, step + 1),
             "versions_seen": {"node": dict.fromkeys(values, step)},
             "updated_channels": list(values),
         }
