@@ -186,7 +186,9 @@ class Engine:
                 elif batch.shared:
                     name += "_shared"
             try:
-                kept = await self._writers.fetch_all(db, self.queries[name], params, size)
+                kept = await self._writers.fetch_all(
+                    db, self.queries[name], params, key=thread.bytes, size=size
+                )
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
                     raise

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from operator import attrgetter
 
 from haive_persistence.db.protocol import Db, Params, Query, Row, Statement, run_sync
 from haive_persistence.db.runners import BlockingDb
@@ -47,9 +48,13 @@ class Grouping:
             weakref.WeakKeyDictionary()
         )
 
-    async def fetch_all(self, db: Db, query: Query, params: Params, size: int = 0) -> list[Row]:
-        """Run one statement, maybe together with others; its rows. `size`: its parameters' bytes, about."""
-        entry = _Entry(Statement(query, params), size)
+    async def fetch_all(self, db: Db, query: Query, params: Params, *, key: bytes, size: int) -> list[Row]:
+        """Run one statement, maybe together with others; its rows.
+
+        `key` says which rows it locks: rounds take them in the order of their keys, so that two never
+        wait for each other. `size`: its parameters' bytes, about.
+        """
+        entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
             return self._blocking.ask(db, entry)
         loop = asyncio.get_running_loop()
@@ -62,10 +67,11 @@ class Grouping:
 class _Entry:
     """One writer's statement and what becomes of it."""
 
-    __slots__ = ("error", "future", "leads", "rows", "size", "statement", "wake")
+    __slots__ = ("error", "future", "key", "leads", "rows", "size", "statement", "wake")
 
-    def __init__(self, statement: Statement, size: int) -> None:
+    def __init__(self, statement: Statement, key: bytes, size: int) -> None:
         self.statement = statement
+        self.key = key
         self.size = size
         self.rows: list[Row] | None = None
         self.error: DatabaseError | InvalidInputError | None = None
@@ -82,8 +88,9 @@ def _fill(part: list[_Entry], queue: deque[_Entry], most: int) -> None:
         part.append(queue.popleft())
 
 
-async def _round(db: Db, part: Sequence[_Entry]) -> None:
+async def _round(db: Db, entries: Sequence[_Entry]) -> None:
     """Send a round. Entries left with neither rows nor an error are to run by themselves."""
+    part = sorted(entries, key=attrgetter("key"))
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
     except _ABOUT_ONE as error:

@@ -1,0 +1,147 @@
+"""Group commit: many writers, few round trips, and an error is only the writer's who made it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from haive_persistence import errors
+from haive_persistence.db import Database
+from haive_persistence.db.grouping import Grouping
+from haive_persistence.db.protocol import Query, run_sync
+
+WRITERS = 32
+INSERT = Query(
+    "INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)"
+    " VALUES (md5(%(id)s)::uuid, %(epoch)s, %(tenant)s, %(id)s) RETURNING thread_id"
+)
+
+
+def params(database: Database, id_: str, epoch: int = 1) -> dict[str, Any]:
+    return {"id": f"{database.tenant}-{id_}", "epoch": epoch, "tenant": database.tenant}
+
+
+def ask(grouping: Grouping, database: Database, id_: str, epoch: int = 1) -> str:
+    statement = grouping.fetch_all(
+        database.blocking, INSERT, params(database, id_, epoch), key=id_.encode(), size=100
+    )
+    return run_sync(statement)[0][0]
+
+
+@pytest.fixture
+def blocked(database: Database, dsn: str) -> Any:
+    """A table lock by another session: whoever writes waits until it is released, and others gather."""
+    database.blocking  # noqa: B018 - nothing is opened yet
+    run_sync(database.blocking.fetch_all(Query("SELECT 1")))
+    conn = psycopg.connect(dsn)
+    conn.execute("LOCK TABLE haive.thread IN SHARE MODE")
+    yield conn.rollback
+    conn.close()
+
+
+def waiting(dsn: str) -> int:
+    with psycopg.connect(dsn) as conn:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return int(conn.execute(query).fetchone()[0])  # type: ignore[index]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it did not come about")
+
+
+def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
+    trips: list[Any] = []
+    grouping = Grouping()
+    database.hooks.append(trips.append)
+    try:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            asked = [pool.submit(ask, grouping, database, str(i)) for i in range(WRITERS)]
+            until(lambda: waiting(dsn) >= 2 and len(grouping._blocking._queue) >= WRITERS - 4)
+            blocked()
+            assert [a.result() for a in asked] == [f"{database.tenant}-{i}" for i in range(WRITERS)]
+    finally:
+        database.hooks.remove(trips.append)
+    assert len(trips) <= 6
+
+
+def test_tasks_share_round_trips(database: Database) -> None:
+    async def main() -> int:
+        trips: list[Any] = []
+        grouping = Grouping()
+        await database.asynchronous.fetch_all(Query("SELECT 1"))
+        database.hooks.append(trips.append)
+        db = database.asynchronous
+        rows = await asyncio.gather(
+            *(
+                grouping.fetch_all(db, INSERT, params(database, str(i)), key=b"%d" % i, size=100)
+                for i in range(WRITERS)
+            )
+        )
+        database.hooks.clear()
+        await database.aclose()
+        assert [r[0][0] for r in rows] == [f"{database.tenant}-{i}" for i in range(WRITERS)]
+        return len(trips)
+
+    assert asyncio.run(main()) <= 4
+
+
+def test_an_error_is_only_its_writers(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
+    grouping = Grouping()
+    with ThreadPoolExecutor(WRITERS) as pool:
+        asked = [
+            pool.submit(ask, grouping, database, str(i), 2**70 if i == 20 else 1) for i in range(WRITERS)
+        ]
+        until(lambda: waiting(dsn) >= 2)
+        blocked()
+        outcomes = [a.exception() for a in asked]
+    assert [i for i, outcome in enumerate(outcomes) if outcome is not None] == [20]
+    assert isinstance(outcomes[20], (errors.DatabaseError, errors.InvalidInputError))
+
+
+def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
+    async def main() -> list[Any]:
+        grouping = Grouping()
+        db = database.asynchronous
+        tasks = [
+            asyncio.ensure_future(
+                grouping.fetch_all(db, INSERT, params(database, f"c{i}"), key=b"%d" % i, size=100)
+            )
+            for i in range(8)
+        ]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        await database.aclose()
+        return done
+
+    done = asyncio.run(main())
+    assert isinstance(done[3], asyncio.CancelledError)
+    assert all(isinstance(d, list) for i, d in enumerate(done) if i != 3)
+
+
+def test_two_groupings_never_wait_for_each_other(database: Database) -> None:
+    """Two processes that make the same threads in different orders: rounds take them in one order."""
+    groupings = [Grouping(), Grouping()]
+    upsert = Query(INSERT.replace("RETURNING", "ON CONFLICT (thread_key) DO UPDATE SET epoch = 2 RETURNING"))
+
+    def write(grouping: Grouping, i: int) -> None:
+        statement = grouping.fetch_all(
+            database.blocking, upsert, params(database, f"d{i}"), key=b"%03d" % i, size=100
+        )
+        run_sync(statement)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        forwards = [pool.submit(write, groupings[0], i % 16) for i in range(320)]
+        backwards = [pool.submit(write, groupings[1], 15 - i % 16) for i in range(320)]
+        for done in (*forwards, *backwards):
+            done.result(timeout=60)
