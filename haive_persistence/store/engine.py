@@ -30,7 +30,7 @@ class Way(NamedTuple):
 
     db: Db
     embed: Callable[[Sequence[str], Sequence[str]], Awaitable[Vectors]]
-    aside: Callable[[Callable[[], None]], Awaitable[None]]
+    aside: Callable[[Callable[[], object]], Awaitable[None]]
 
 
 class Engine:
@@ -43,6 +43,12 @@ class Engine:
         self._ground = Ground(database, self._index) if self._index else None
         self._large = LargeScopes()
         self._ticks = Ticks[Batch, list[Result]](self._run_together)
+
+    def for_tenant(self, database: Database) -> Engine:
+        """The same engine for another tenant of its database; what is known about the tables stays known."""
+        other = Engine(database, None)
+        other._index, other._ground, other._large = self._index, self._ground, self._large
+        return other
 
     @property
     def embeddings(self) -> Any:
@@ -181,9 +187,9 @@ async def _send(db: Db, steps: Sequence[Step]) -> None:
         step.read(rows)
 
 
-async def _here(work: Callable[[], None]) -> None:
+async def _here(work: Callable[[], object]) -> None:
     work()
 
 
-async def _in_thread(work: Callable[[], None]) -> None:
+async def _in_thread(work: Callable[[], object]) -> None:
     await run_in_executor(None, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
@@ -97,9 +98,14 @@ class PostgresStore(BaseStore):
         """The embedding model of `index=`, or None."""
         return self._engine.embeddings
 
-    def for_tenant(self, tenant: str) -> PostgresStore:
+    def for_tenant(self, tenant: str) -> Self:
         """The same store on the same connections, for another tenant's items."""
-        return PostgresStore(self._database.for_tenant(tenant), index=self.index_config, ttl=self.ttl_config)
+        other = copy.copy(self)
+        other._database = self._database.for_tenant(tenant)
+        other._owns_database = False
+        other._engine = self._engine.for_tenant(other._database)
+        other._sweeper = Sweeper()
+        return other
 
     @property
     def blocking(self) -> BlockingPostgresStore:
@@ -139,7 +145,7 @@ class PostgresStore(BaseStore):
 
     async def aclose(self) -> None:
         """Stop the sweeper, and close the connections if this object opened them."""
-        self._sweeper.stop()
+        await self._engine.asynchronous.aside(self._sweeper.stop)
         if self._owns_database:
             await self._database.aclose()
 

@@ -263,6 +263,17 @@ def test_how_often_a_search_asks(all_points: PostgresStore, monkeypatch: pytest.
         store.database.hooks.remove(made.append)
 
 
+def test_another_tenants_view_knows_the_table(meaning: PostgresStore, trips: list[Any]) -> None:
+    meaning.put(("n",), "k", {"text": "abc"})
+    trips.clear()
+    other = meaning.for_tenant(f"{meaning.database.tenant}-2")
+    assert other.search(("n",), query="abc") == []
+    other.put(("n",), "k", {"text": "abc"})
+    assert len(other.search(("n",), query="abc")) == 1
+    assert len(trips) == 3
+    assert other.database.tenant == f"{meaning.database.tenant}-2"
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivfflat"])
 def test_other_kinds_of_index(database: Database, kind: str, sql: Sql) -> None:
     index = POINTS | {"distance_type": "cosine", "ann_index_config": {"kind": kind, "nlist": 4}}
