@@ -78,7 +78,7 @@ class PersistenceConfig:
 
     #: Connections kept open, per process and for async code per event loop.
     pool_size: int = _setting("pool_size", 10, int)
-    #: Connections above `pool_size` that a burst may open.
+    #: Connections above `pool_size` that a burst may open; closed when they have been idle for seconds.
     max_overflow: int = _setting("max_overflow", 10, int)
     #: Seconds to wait for a free connection, or for a server that restarts.
     pool_timeout: float = _setting("pool_timeout", 30.0, float)

@@ -1,7 +1,11 @@
-"""One embedded server per test session, a database per module, a fresh tenant per test."""
+"""One embedded server per test session, a database per module, a fresh tenant per test.
+
+`HAIVE_TEST_DSN=postgresql://superuser@host/postgres pytest` runs the tests on a server of yours.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -12,15 +16,29 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, embedded
 from haive_persistence.db.embedded import EmbeddedServer
 
 
+class GivenServer:
+    """A server that was there before the tests."""
+
+    def __init__(self, given: str) -> None:
+        self._given = given
+
+    def dsn(self, dbname: str = "postgres") -> str:
+        return make_conninfo(self._given, dbname=dbname)
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    """The embedded Postgres of this test session, in a directory of its own."""
+def server() -> Iterator[EmbeddedServer | GivenServer]:
+    """The embedded Postgres of this test session, in a directory of its own; or HAIVE_TEST_DSN's."""
+    if given := os.environ.get("HAIVE_TEST_DSN"):
+        yield GivenServer(given)
+        return
     directory = Path(tempfile.mkdtemp(prefix="haive-test-"))
     running = embedded.attach(directory, {"fsync": "off", "max_connections": "200"})
     yield running
@@ -29,7 +47,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @contextmanager
-def _new_database(server: EmbeddedServer) -> Iterator[str]:
+def _new_database(server: EmbeddedServer | GivenServer) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}")
@@ -39,14 +57,14 @@ def _new_database(server: EmbeddedServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def dsn(server: EmbeddedServer) -> Iterator[str]:
+def dsn(server: EmbeddedServer | GivenServer) -> Iterator[str]:
     """An empty database for the module."""
     with _new_database(server) as made:
         yield made
 
 
 @pytest.fixture
-def empty_dsn(server: EmbeddedServer) -> Iterator[str]:
+def empty_dsn(server: EmbeddedServer | GivenServer) -> Iterator[str]:
     """An empty database for this test alone."""
     with _new_database(server) as made:
         yield made

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from haive_persistence.db.database import Core
     from haive_persistence.db.session import SessionPlan
 
-#: Seconds after which a connection is replaced, and after which one nobody needs is closed.
+#: Seconds after which a connection is replaced; after which one nobody uses is closed; and after
+#: which one above `pool_size` is: not at once, or changing load would open and close them all the time.
 MAX_LIFETIME = 3600.0
 MAX_IDLE = 300.0
+OVERFLOW_IDLE = 5.0
 
 #: Seconds between attempts to reach a server that is away.
 _BACK_OFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -116,10 +118,11 @@ class Slots:
 
     def _shrink(self, now: float, surplus: list[Wire]) -> None:
         idle = self._idle
-        while len(idle) + self._taken > self._keep or now - idle[0].idle_since > MAX_IDLE:
-            surplus.append(idle.popleft())
-            if not idle:
+        while idle:
+            limit = OVERFLOW_IDLE if len(idle) + self._taken > self._keep else MAX_IDLE
+            if now - idle[0].idle_since < limit:
                 break
+            surplus.append(idle.popleft())
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""

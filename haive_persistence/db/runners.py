@@ -13,7 +13,7 @@ from haive_persistence.db import failures
 from haive_persistence.db.pool import Pool
 from haive_persistence.db.protocol import Executor, Params, Query, Row, Statement
 from haive_persistence.db.wire import Failed, Fate, Outcome, Wire
-from haive_persistence.errors import DatabaseError, InvalidInputError
+from haive_persistence.errors import DatabaseError, InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -167,6 +167,7 @@ class _Transaction(_Statements):
         self._pool: Pool | None = None
         self._wire: Wire | None = None
         self._failed: Failed | None = None
+        self._busy = False
 
     async def __aenter__(self) -> Executor:
         return self
@@ -174,32 +175,47 @@ class _Transaction(_Statements):
     async def _run(
         self, statements: Sequence[Statement], idempotent: bool, read: Callable[[Wire, PGresult], T]
     ) -> list[T]:
-        if self._wire is None or self._pool is None:
-            outcome = await self._start(statements)
-        else:
-            outcome = await self._runner.send(self._pool, self._wire, (), statements)
+        if self._busy:
+            raise RuntimeError("a transaction does one thing at a time: await its statements one by one")
+        self._busy = True
+        try:
+            outcome = await self._send(statements)
+        finally:
+            self._busy = False
         if isinstance(outcome, Failed):
             self._failed = outcome
-            # Nothing is kept before COMMIT: what happened is certain even if the connection died.
-            raise failures.from_driver(outcome.error) from outcome.error
+            raise _undone(outcome) from outcome.error
         assert self._wire is not None
         return [read(self._wire, result) for result in outcome]
 
+    async def _send(self, statements: Sequence[Statement]) -> Outcome:
+        if self._pool is not None and self._wire is not None:
+            return await self._runner.send(self._pool, self._wire, (), statements)
+        if self._failed is not None:
+            return self._failed
+        return await self._start(statements)
+
     async def _start(self, statements: Sequence[Statement]) -> Outcome:
-        self._pool = pool = await self._runner.pool()
+        """Until COMMIT is sent nothing can be kept, so a lost connection is no reason to give up yet."""
+        pool, tenant = await self._runner.pool(), self._runner.tenant
         tries = 0
         while True:
-            self._wire = wire = await pool.acquire()
-            before = pool.plan.begin(
-                self._begin, self._runner.tenant, tenant_is_set=wire.tenant == self._runner.tenant
-            )
-            outcome = await self._runner.send(pool, wire, before, statements)
-            tries += 1
-            if not isinstance(outcome, Failed) or outcome.fate is Fate.REFUSED or tries >= MAX_TRIES:
+            wire = await pool.acquire()
+            try:
+                before = pool.plan.begin(self._begin, tenant, tenant_is_set=wire.tenant == tenant)
+                outcome = await self._runner.send(pool, wire, before, statements)
+            except BaseException:
+                wire.tenant = None
+                pool.release(wire)
+                raise
+            if not isinstance(outcome, Failed) or outcome.fate is Fate.REFUSED:
+                self._pool, self._wire = pool, wire
                 return outcome
             wire.close()
             pool.release(wire)
-            self._wire = None
+            tries += 1
+            if tries >= MAX_TRIES:
+                return outcome
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -211,6 +227,8 @@ class _Transaction(_Statements):
         try:
             if kind is None and self._failed is None:
                 await self._commit(pool, wire)
+            elif kind is not None and issubclass(kind, GeneratorExit):
+                wire.close()  # the coroutine is being dropped: it may not wait for anything any more
             else:
                 await _roll_back(pool, wire)
         finally:
@@ -228,6 +246,15 @@ class _Transaction(_Statements):
             await _roll_back(pool, wire)
             raise failures.translate(outcome) from outcome.error
         wire.tenant = tenant
+
+
+def _undone(failed: Failed) -> DatabaseError:
+    """Ours for what ended a transaction before COMMIT: it is certain that nothing was kept."""
+    if failed.error.sqlstate is None:
+        return UnavailableError(
+            "the connection was lost in the middle of a transaction; nothing of it was kept, run it again"
+        )
+    return failures.from_driver(failed.error)
 
 
 def _worth_repeating(failed: Failed, idempotent: bool) -> bool:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("haive_persistence.db")
 
+#: As libpq counts: 15.0.
+OLDEST_SERVER = 150000
+
 _PROPAGATE = b"SET LOCAL citus.propagate_set_commands = 'local'"
 
 
@@ -124,6 +127,10 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
 
 def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
     with connect() as conn:
+        if conn.info.server_version < OLDEST_SERVER:
+            raise ConfigError(
+                f"Postgres {OLDEST_SERVER // 10000} or newer is needed, this is {conn.info.server_version // 10000}"
+            )
         if not migrate.is_current(conn, config.schema):
             migrate.migrate(connect, config.schema)
         login = _look(conn, config.schema)

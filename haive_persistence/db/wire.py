@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _TUPLES = ExecStatus.TUPLES_OK
 _FATAL = ExecStatus.FATAL_ERROR
 _SYNC = ExecStatus.PIPELINE_SYNC
+_COPY = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
 _BINARY = 1
 
 #: Statements kept prepared on one connection; the least recently used one makes room.
@@ -333,8 +334,11 @@ def _receive(pg: PGconn) -> PQGen[tuple[list[PGresult], psycopg.Error | None]]:
             return results, error
         if not got:
             return results, psycopg.OperationalError("the server closed the connection")
-        if got[0].status == _SYNC:
+        status = got[0].status
+        if status == _SYNC:
             return results, None
+        if status in _COPY:
+            raise psycopg.NotSupportedError("COPY does not work here")
         results.append(got[0])
 
 

@@ -50,8 +50,7 @@ class Proxy:
     """Passes bytes on, until told to cut."""
 
     def __init__(self, dsn: str) -> None:
-        given = conninfo_to_dict(dsn)
-        self._target = f"{given['host']}/.s.PGSQL.{given['port']}"
+        self._given = conninfo_to_dict(dsn)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.dsn = make_conninfo(
             dsn, host="127.0.0.1", port=self._listener.getsockname()[1], sslmode="disable"
@@ -94,12 +93,19 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._target)
+                server = self._connect()
                 pair = (client, server)
                 self._pairs.append(pair)
                 threading.Thread(target=self._upstream, args=pair, daemon=True).start()
                 threading.Thread(target=self._downstream, args=pair, daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        host, port = str(self._given["host"]), int(self._given["port"])
+        if not host.startswith("/"):
+            return socket.create_connection((host, port))
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(f"{host}/.s.PGSQL.{port}")
+        return server
 
     def _upstream(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):

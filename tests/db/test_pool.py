@@ -64,13 +64,16 @@ def test_nothing_is_opened_before_it_is_needed(
 
 
 async def test_pool_size_stays_open_and_overflow_does_not(
-    named: Callable[..., Database], admin: Connection[Any], tenant: str
+    named: Callable[..., Database], admin: Connection[Any], tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = named(pool_size=2, max_overflow=3)
     work = [asyncio.create_task(database.asynchronous.fetch_one(SLEEP, {"seconds": 0.5})) for _ in range(9)]
     await asyncio.to_thread(wait_until_busy, admin, tenant, 5)
     assert count_open(admin, tenant) == 5
     await asyncio.gather(*work)
+    assert count_open(admin, tenant) == 5  # the next burst may be near
+    monkeypatch.setattr(pool, "OVERFLOW_IDLE", 0.0)
+    await database.asynchronous.fetch_one(WHO)
     assert count_open(admin, tenant, 2) == 2
 
 

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 
-from haive_persistence.db import Database, Db, Query, RoundTrip, Statement, run_sync
+from haive_persistence.db import Database, Db, Query, RoundTrip, Statement, run_sync, session
 from haive_persistence.db.wire import MAX_PREPARED
 from haive_persistence.errors import (
     ConflictError,
@@ -307,3 +308,73 @@ def test_any_text_may_be_a_tenant(notes: Database, kind: str, tenant: str) -> No
     run(lambda db: db.execute(*add(tenant, kind)))
     assert (tenant, kind, "text") in run(lambda db: db.fetch_all(ALL))
     assert run(lambda db: db.fetch_one(WHO))[0] == tenant
+
+
+def test_transaction_goes_on_after_a_value_that_could_not_be_sent(run: Run, tenant: str) -> None:
+    async def work(db: Db) -> None:
+        async with db.transaction() as tx:
+            for _ in range(2):  # before anything was sent, and after
+                with pytest.raises(InvalidInputError):
+                    await tx.execute(ADD, {"tenant": tenant, "id": "nul\0", "body": ""})
+                await tx.execute(ADD, {"tenant": tenant, "id": str(_), "body": ""})
+            assert await db.fetch_one(COUNT) == (0,)
+        assert await db.fetch_one(COUNT) == (2,)
+
+    run(work)
+
+
+async def test_transaction_does_one_thing_at_a_time(notes: Database) -> None:
+    async with notes.asynchronous.transaction() as tx:
+        with pytest.raises(RuntimeError, match="one by one"):
+            await asyncio.gather(tx.fetch_one(WHO), tx.fetch_one(WHO))
+
+
+async def test_dropped_transaction_keeps_nothing(notes: Database, tenant: str) -> None:
+    async def work() -> None:
+        async with notes.asynchronous.transaction() as tx:
+            await tx.execute(*add(tenant, "a"))
+            await asyncio.sleep(60)
+
+    coroutine = work()
+    pool = await notes.asynchronous.pool()  # type: ignore[attr-defined]
+    coroutine.send(None)
+    before = pool.slots.open
+    coroutine.close()
+    assert pool.slots.open <= before
+    assert await notes.asynchronous.fetch_one(COUNT) == (0,)
+
+
+@pytest.mark.parametrize("megabytes", [1, 8])
+def test_large_values_go_both_ways_at_once(run: Run, tenant: str, megabytes: int) -> None:
+    """A pipeline that is written without being read deadlocks when both directions are full."""
+    body = "x" * (megabytes << 20)
+    back = Query("SELECT %(body)s::text")
+    statements = [Statement(back, {"body": body}), add(tenant, "a", body), Statement(ALL)] * 1
+    answers = run(lambda db: db.batch([*statements, *statements[::2]]))
+    assert [len(rows) for rows in answers] == [1, 0, 1, 1, 1]
+    assert answers[2] == [(tenant, "a", body)]
+
+
+def test_copy_is_refused_and_leaves_the_pool_whole(notes: Database, run: Run) -> None:
+    with pytest.raises(psycopg.NotSupportedError):
+        run(lambda db: db.execute(Query("COPY haive.note TO STDOUT")))
+    assert run(lambda db: db.fetch_one(ONE, {"a": "x", "b": 1})) == ("x", 1)
+
+
+def test_citus_is_told_in_every_transaction(
+    connected: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = session._look
+    monkeypatch.setattr(session, "_look", lambda *given: look(*given)._replace(citus=True))
+    database = connected()
+    trips: list[RoundTrip] = []
+    database.hooks.append(trips.append)
+    assert run_sync(database.blocking.fetch_one(WHO))[0] == "default"
+    begin, propagate, role, tenant, _, commit = trips[0].statements
+    assert (begin, propagate, commit) == (
+        "BEGIN",
+        "SET LOCAL citus.propagate_set_commands = 'local'",
+        "COMMIT",
+    )
+    assert role.startswith("SET LOCAL ROLE ")
+    assert tenant == "SET LOCAL haive.tenant = 'default'"
