@@ -5,7 +5,7 @@ in its own thread or task, so that the reason why a connection fails reaches the
 it. A slot that comes back goes to whoever waits longest. There are no background threads or tasks:
 nothing to stop when a process forks, an event loop ends, or the pool is dropped.
 
-Why not psycopg_pool: docs/design/0003-connections.md.
+Why not psycopg_pool: docs/design/0004-connections.md.
 """
 
 from __future__ import annotations

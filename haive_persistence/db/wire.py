@@ -4,7 +4,7 @@ However many statements an operation has, and whatever must be said before and a
 leave in one write and their answers come back together: an *exchange*. It is libpq's pipeline
 mode with a single Sync, so statements without BEGIN are one transaction all the same. Writing it
 over psycopg's libpq wrapper instead of its cursors halves the time of a statement and makes a
-pipeline of four as fast as one (docs/design/0003-connections.md has the numbers).
+pipeline of four as fast as one (docs/design/0004-connections.md has the numbers).
 
 `exchange` is a generator in psycopg's manner: it yields when the socket is not ready, and
 `Connection.wait` or `await AsyncConnection.wait` drives it.
