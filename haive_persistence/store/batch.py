@@ -155,6 +155,8 @@ class Batch:
 
     def texts(self) -> tuple[list[str], list[str]]:
         """The distinct texts to store as vectors, and those to search for."""
+        if self.index is None:
+            return [], []
         stored = {text for put in self.puts.values() if put for text in put.texts.values()}
         return sorted(stored), sorted({str(search.op.query) for search in self.near})
 
@@ -242,6 +244,20 @@ class Batch:
         return Statement((queries or self.queries)[name], {"tenant": self.tenant, **_columns(items)})
 
     def _put(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
+        return self._put_one(*puts[0]) if len(puts) == 1 else self._put_many(puts)
+
+    def _put_one(self, item: tuple[str, str], put: Put) -> Statement:
+        params = {
+            "tenant": self.tenant,
+            "namespace": item[0],
+            "key": item[1],
+            "ttl": put.ttl_minutes,
+            "value": put.encoded.value,
+            "exact": put.encoded.exact,
+        }
+        return Statement(_replacing(self.queries, "put_item"), params)
+
+    def _put_many(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
         exacts = [put.encoded.exact for _, put in puts]
         ttls = [put.ttl_minutes for _, put in puts]
         params = {
@@ -251,7 +267,7 @@ class Batch:
             "exacts": text_array(None if exact is None else f"\\x{exact.hex()}" for exact in exacts),
             "ttls": text_array(None if ttl is None else repr(ttl) for ttl in ttls),
         }
-        return Statement(self.queries["put_items"], params)
+        return Statement(_replacing(self.queries, "put_items"), params)
 
     def _put_vectors(
         self,
@@ -285,6 +301,10 @@ def found_item(row: Row, score: float | None = None) -> SearchItem:
 
 def no_vectors() -> Vectors:
     return {}, {}
+
+
+def _replacing(queries: Queries, name: str) -> Query:
+    return Query(queries[name].replace("/* or replace */", queries["or_replace"]))
 
 
 def _numbered(where: Query, no: int) -> str:

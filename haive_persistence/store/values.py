@@ -102,15 +102,15 @@ def check(value: object, name: str) -> bool:
 def _fits(value: object, depth: int) -> bool:
     if isinstance(value, str):
         return _plain(value)
-    if isinstance(value, float):
-        return abs(value) < 1e16 and (value != 0.0 or math.copysign(1, value) > 0)
     if value is None or isinstance(value, int):
         return True
+    if isinstance(value, float):
+        return abs(value) < 1e16 and (value != 0.0 or math.copysign(1, value) > 0)
     if depth == _MAX_DEPTH:
         raise _NotJson(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
     if isinstance(value, dict):
         return _keys_fit(value) & _parts_fit(value.items(), depth + 1)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return _parts_fit(enumerate(value), depth + 1)
     raise _NotJson(
         f"is a {type(value).__name__}, which is not JSON: store it as text, or as a dict of its parts"
