@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
-from haive_persistence.db.migrate import migrations, pending, read_applied
 from haive_persistence.db.ticks import Ticks
 from haive_persistence.errors import MigrationError
 from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
-from haive_persistence.store.ground import Ground
 from haive_persistence.store.nearest import LargeScopes, Nearest
 from haive_persistence.store.vectors import PostgresIndexConfig, VectorIndex, Vectors, read_index
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from haive_persistence.store.ground import Ground
 
 #: Items deleted in one transaction of a sweep: some milliseconds of locks.
 _SWEPT_AT_ONCE = 1000
@@ -40,7 +39,7 @@ class Engine:
         self._database = database
         self._queries: Queries = database.queries("store")
         self._index: VectorIndex | None = read_index(index) if index else None
-        self._ground = Ground(database, self._index) if self._index else None
+        self._ground = _ground(database, self._index) if self._index else None
         self._large = LargeScopes()
         self._ticks = Ticks[Batch, list[Result]](self._run_together)
 
@@ -154,6 +153,8 @@ class Engine:
             await way.aside(lambda: self._inspect(create_schema, run_migrations, check_version))
 
     def _inspect(self, create_schema: bool, run_migrations: bool, check_version: bool) -> None:
+        from haive_persistence.db.migrate import migrations, pending, read_applied
+
         schema = self._database.schema
         with self._database._core._connect() as conn:
             there = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
@@ -180,6 +181,12 @@ class Engine:
             last = await way.db.execute(self._queries["sweep_items"], params, idempotent=True)
             deleted += last
         return deleted
+
+
+def _ground(database: Database, index: VectorIndex) -> Ground:
+    from haive_persistence.store.ground import Ground  # with it comes the driver, 50 ms that can wait
+
+    return Ground(database, index)
 
 
 async def _send(db: Db, steps: Sequence[Step]) -> None:

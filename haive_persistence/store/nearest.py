@@ -61,7 +61,8 @@ class Nearest:
         remembered = index.kind != "flat" and (tenant, search.scope.low) in large
         self._way = "search_near" if remembered else "search_exact"
         # Twice the items: an index of text fields has a few vectors for each.
-        self._fetch = 2 * (search.op.limit + search.op.offset) * max(1, len(index.fields)) + 20
+        wanted = (search.op.limit + search.op.offset) * max(1, len(index.fields))
+        self._fetch = min(2 * wanted + 20, _ANY_NUMBER)
         # A filter may refuse any of the nearest, so all of a scope have to be ranked for it.
         self._measure = _ANY_NUMBER if search.conditions else self._fetch
 
@@ -83,7 +84,9 @@ class Nearest:
             self._way = "search_all"
             return False
         if len(found) < self._search.op.limit and (ranked >= self._fetch or vectors > self._measure):
-            self._fetch *= 8  # items with many vectors, or many vectors without their item
+            self._fetch = min(
+                8 * self._fetch, _ANY_NUMBER
+            )  # items with many vectors, or many vectors without their item
             self._measure = max(self._measure, self._fetch)
             return False
         results[self._search.no] = [self._item(row) for row in found]

@@ -232,6 +232,12 @@ def test_items_at_the_same_distance_have_a_fixed_order(store: PostgresStore) -> 
     assert [key for page in pages for key in _keys(page)] == [f"{no:03}" for no in range(100)]
 
 
+def test_any_limit(cloud: PostgresStore) -> None:
+    found = cloud.search(("cloud", "tenth"), query="0 0 0", limit=2**62, offset=190)
+    assert _keys(found) == _truth((0, 0, 0), TENTH)[190:]
+    assert cloud.search(("cloud", "tenth"), query="0 0 0", offset=2**62) == []
+
+
 def test_items_with_many_vectors_do_not_crowd_others_out(store: PostgresStore, trips: list[Any]) -> None:
     index = POINTS | {"fields": ["at[*]"]}
     crowd = PostgresStore(store.database, index=index)
