@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,13 @@ def with_defaults(conninfo: str, config: PersistenceConfig) -> str:
     except psycopg.ProgrammingError as error:
         raise failures.unreachable(error) from error
     defaults: dict[str, str | int] = {
-        "connect_timeout": max(2, min(30, round(config.pool_timeout))),
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
         "fallback_application_name": "haive-persistence",
     }
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        defaults["connect_timeout"] = max(2, min(30, round(config.pool_timeout)))
     return make_conninfo(
         conninfo, **{k: v for k, v in defaults.items() if k not in given}, client_encoding="UTF8"
     )

@@ -53,7 +53,7 @@ _MEANING: dict[str, tuple[type[DatabaseError], str]] = {
 # libpq gives no SQLSTATE when it cannot connect, so these are read from the text.
 _PERMANENT = re.compile(
     r"authentication failed|does not exist|no password supplied|no pg_hba\.conf entry|certificate|"
-    r"not permitted to log in|invalid connection option|unsupported|no such user|SSL",
+    r"not permitted to log in|unsupported|no such user|does not support SSL|SSL negotiation",
     re.IGNORECASE,
 )
 _STARTING = re.compile(

@@ -18,7 +18,11 @@ Params = Sequence[object] | Mapping[str, object]
 
 
 class Query(str):
-    """SQL text that came out of `sql/`, its schema filled in. Only the loader makes one."""
+    """SQL text that came out of `sql/`, its schema filled in. Only the loader makes one.
+
+    Parameters are written `%(name)s`, or `%s` by place; a percent sign is always written `%%`.
+    Every int is sent as bigint (write `%(n)s::int` where an int is wanted), text without a type.
+    """
 
     __slots__ = ()
 

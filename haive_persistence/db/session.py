@@ -31,7 +31,7 @@ logger = logging.getLogger("haive_persistence.db")
 #: As libpq counts: 15.0.
 OLDEST_SERVER = 150000
 
-_PROPAGATE = b"SET LOCAL citus.propagate_set_commands = 'local'"
+_PROPAGATE = b"citus.propagate_set_commands = 'local'"
 
 
 class SessionPlan:
@@ -126,29 +126,38 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
 
 
 def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
+    settings = [
+        f"{name} = ".encode() + sql.Literal(v).as_bytes(None) for name, v in config.session_settings().items()
+    ]
     with connect() as conn:
-        if conn.info.server_version < OLDEST_SERVER:
-            raise ConfigError(
-                f"Postgres {OLDEST_SERVER // 10000} or newer is needed, this is {conn.info.server_version // 10000}"
-            )
+        version, oldest = conn.info.server_version // 10000, OLDEST_SERVER // 10000
+        if version < oldest:
+            raise ConfigError(f"Postgres {oldest} or newer is needed, this is {version}")
+        _try_settings(conn, settings)
         if not migrate.is_current(conn, config.schema):
             migrate.migrate(connect, config.schema)
         login = _look(conn, config.schema)
         if login.bypasses and not (login.role_is_ours and login.role_may_work):
             _make_role(conn, config.schema, login)
         per_transaction = login.citus or _pooled(conn, config, login)
-    settings = [
-        f"{name} = ".encode() + sql.Literal(v).as_bytes(None) for name, v in config.session_settings().items()
-    ]
     if login.bypasses:
         settings.append(b'ROLE "' + login.role.encode() + b'"')
     if login.citus:
-        settings.insert(0, _PROPAGATE.removeprefix(b"SET LOCAL "))
+        settings.insert(0, _PROPAGATE)
     return SessionPlan(
         settings,
         per_transaction=per_transaction,
         prepares_after=config.prepares_after(pooled=per_transaction),
     )
+
+
+def _try_settings(conn: Connection[Any], settings: Sequence[bytes]) -> None:
+    try:
+        with conn.transaction(force_rollback=True):
+            for setting in settings:
+                conn.execute(b"SET LOCAL " + setting)
+    except psycopg.Error as error:
+        raise failures.unreachable(error) from error
 
 
 def _look(conn: Connection[Any], schema: str) -> _Login:

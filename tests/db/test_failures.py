@@ -14,7 +14,8 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import Database, Db, Query, Statement, failures, run_sync
+from haive_persistence.db import Database, Db, Query, Statement, failures, run_sync, session
+from haive_persistence.db.connecting import with_defaults
 from haive_persistence.errors import (
     AmbiguousCommitError,
     ConfigError,
@@ -313,3 +314,19 @@ def test_server_away_for_good_is_given_up(
     proxy.go_away()
     with pytest.raises(UnavailableError, match="cannot be reached"):
         run(lambda db: db.fetch_one(WHO))
+
+
+def test_defaults_leave_room_for_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PersistenceConfig(pool_timeout=7)
+    assert "connect_timeout=7" in with_defaults("host=h", config)
+    assert "connect_timeout=1 " in with_defaults("host=h connect_timeout=1", config) + " "
+    assert "connect_timeout=2" in with_defaults("host=h", PersistenceConfig(pool_timeout=0.1))
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "5")
+    assert "connect_timeout" not in with_defaults("host=h", config)
+    assert "fallback_application_name=haive-persistence" in with_defaults("postgresql://h/d", config)
+
+
+def test_old_servers_are_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "OLDEST_SERVER", 990000)
+    with pytest.raises(ConfigError, match="Postgres 99 or newer is needed"):
+        Database(dsn).setup()

@@ -97,7 +97,10 @@ def pooled(pooled_dsn: str, mode: str, connected: Callable[..., Database], tenan
 
 
 def test_pooler_is_noticed_and_taken_for_one_of_transactions(pooled_dsn: str, dsn: str) -> None:
-    found, direct = Database(pooled_dsn), Database(dsn)
+    found, direct = (
+        Database(PersistenceConfig(connection_string=each, pooler="auto", prepare_threshold="auto"))
+        for each in (pooled_dsn, dsn)
+    )
     assert found._core.plan().on_connect == ()
     assert found._core.plan().prepares_after is None
     assert direct._core.plan().on_connect != ()

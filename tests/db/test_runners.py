@@ -287,7 +287,7 @@ async def test_blocking_driver_refuses_what_really_suspends(notes: Database) -> 
 def test_hook_is_told_what_time_and_rows(run: Run, tenant: str, trips: list[RoundTrip]) -> None:
     run(lambda db: db.batch([add(tenant, "a"), Statement(Query("SELECT generate_series(1, 3)"))]))
     (trip,) = trips
-    assert trip.statements[-2:] == (ADD, "SELECT generate_series(1, 3)")
+    assert {ADD, "SELECT generate_series(1, 3)"} <= set(trip.statements)
     assert trip.rows == 3
     assert 0 < trip.milliseconds < 10_000
 
