@@ -85,6 +85,9 @@ class Put(NamedTuple):
     texts: dict[str, str]
 
 
+_EXPIRED = Put(Encoded("{}", None), 0.0, {})
+
+
 @dataclass
 class Batch:
     """Operations, checked and sorted by kind."""
@@ -220,20 +223,26 @@ class Batch:
     # -- writes -------------------------------------------------------------------------------
 
     def writes(self, vectors: Mapping[str, Sequence[float]], aimed: Queries | None) -> list[Step]:
-        """Deletions, then puts, then the vectors of what was put. In the order of the keys: see put_items."""
+        """Puts, deletions, and the vectors of what was put.
+
+        Every batch takes its locks in the order of the keys, so that no two can deadlock. For that, one
+        that both puts and deletes first puts all its items, those to be deleted as expired ones: a lock
+        can only be taken of what is there.
+        """
         ordered = sorted(self.puts.items())
         gone = [item for item, put in ordered if put is None]
         puts = [(item, put) for item, put in ordered if put is not None]
         statements: list[Statement] = []
-        if len(gone) == 1 and not puts:
+        if puts:
+            statements.append(self._put([(item, put or _EXPIRED) for item, put in ordered]))
+        elif len(gone) > 1:
+            statements.append(self._about("lock_items", gone))
+        if len(gone) == 1:
             namespace, key = gone[0]
             params = {"tenant": self.tenant, "namespace": namespace, "key": key}
             statements.append(Statement(self.queries["delete_item"], params))
         elif gone:
-            statements.append(self._about("lock_items", [item for item, _ in ordered]))
             statements.append(self._about("delete_items", gone))
-        if puts:
-            statements.append(self._put(puts))
         if puts and self.index and aimed:
             statements += self._put_vectors(self.index, aimed, puts, vectors)
         return [Step(statement, _nothing) for statement in statements]

@@ -136,8 +136,8 @@ WITH RECURSIVE walk (seen, start) AS (
 )
 
 -- name: lock_items
--- Comes before several deletions, and takes the locks of the batch's puts as well: in the order of the
--- keys, so that two batches cannot deadlock.
+-- Comes before several deletions, and takes their locks in the order of the keys, so that two
+-- batches cannot deadlock.
 SELECT i.place
 FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[])) AS w (namespace, key),
 LATERAL (
@@ -148,12 +148,11 @@ LATERAL (
 ) i;
 
 -- name: delete_item
--- One and nothing else, which needs no order.
 DELETE FROM haive.store_item i
 WHERE i.tenant_id = %(tenant)s AND i.namespace = %(namespace)s AND i.key = %(key)s;
 
 -- name: delete_items
--- The rows are locked, so that their addresses cannot change.
+-- The rows are locked already, so that their addresses cannot change.
 DELETE FROM haive.store_item d
 USING unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[])) AS w (namespace, key),
 LATERAL (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from langgraph.store.base import PutOp
 
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
@@ -23,8 +25,6 @@ from tests.store.conftest import LETTERS
 @pytest.fixture
 def empty(server: EmbeddedServer) -> Iterator[str]:
     """A database nobody has been in."""
-    import uuid
-
     name = f"empty_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}")
@@ -208,27 +208,25 @@ def test_threads_and_tasks_at_once(database: Database) -> None:
     assert len(store.search((), query="5 5", limit=1000)) == 6 * 20 + 10 * 20
 
 
-def test_two_batches_over_the_same_items_do_not_deadlock(store: PostgresStore) -> None:
-    from langgraph.store.base import PutOp
-
+def test_batches_over_the_same_items_do_not_deadlock(store: PostgresStore, trips: list[Any]) -> None:
+    """Each is sent once: the database would send one again that was the victim of a deadlock."""
     errors: list[BaseException] = []
 
     def write(numbers: list[int]) -> None:
         try:
-            for turn in range(40):
+            for turn in range(60):
                 store.batch(
-                    [
-                        PutOp(("n",), str(no), None if (no + turn) % 3 == 0 else {"turn": turn})
-                        for no in numbers
-                    ]
+                    [PutOp(("n",), str(no), None if (no + turn) % 3 else {"v": turn}) for no in numbers]
                 )
         except BaseException as error:
             errors.append(error)
 
     numbers = list(range(40))
-    threads = [threading.Thread(target=write, args=(order,)) for order in (numbers, numbers[::-1], numbers)]
+    orders = (numbers, numbers[::-1], numbers, numbers[::-1])
+    threads = [threading.Thread(target=write, args=(order,)) for order in orders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert errors == []
+    assert len(trips) == 4 * 60
