@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -447,20 +448,25 @@ def test_command_line(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_command_line_that_runs_it(home: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "haive_persistence.db.embedded", "--data-dir", str(home)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    lines = {
-        name: rest.strip() for name, _, rest in (process.stdout.readline().partition(":") for _ in range(3))
-    }
-    with psycopg.connect(lines["TCP"]) as conn:
-        assert conn.execute("SELECT 1").fetchone() == (1,)
-    answer = subprocess.run(
-        f"{lines['psql']} -Atc 'SELECT 42'", shell=True, capture_output=True, text=True, check=True
+    # As a shell starts what it puts into the background.
+    deaf = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=deaf
     )
-    assert answer.stdout == "42\n"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    process.communicate()
-    assert not runs(home)
+    try:
+        said = [process.stdout.readline().partition(":") for _ in range(3)]
+        lines = {name: rest.strip() for name, _, rest in said}
+        with psycopg.connect(lines["TCP"]) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+        ask = f"{lines['psql']} -Atc 'SELECT 42'"
+        answer = subprocess.run(ask, shell=True, capture_output=True, text=True, check=True)
+        assert answer.stdout == "42\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert not runs(home)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_missing_wheel_is_told_how_to_install(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,14 @@ def _psql(server: EmbeddedServer, arguments: Sequence[str]) -> int:
 
 
 def _run(server: EmbeddedServer) -> int:
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that they are seen even if our parent ignores them
     command, environment = server.psql()
     print(f"running in {server.root} until you press Ctrl-C", file=sys.stderr)
     print(f"socket:  {server.dsn()}")
     print(f"TCP:     {server.dsn(tcp=True)}")
     print("psql:   ", *(f"{k}={v}" for k, v in environment.items()), shlex.join(command), flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.sigwait(ends)
     return 0
 
 
