@@ -74,7 +74,6 @@ class Runner(_Statements):
     def __init__(self, core: Core, tenant: str) -> None:
         self._core = core
         self._tenant = tenant
-        self._pool: Pool | None = None
 
     @property
     def tenant(self) -> str:
