@@ -202,8 +202,6 @@ class Core:
 
         return connect_directly(self)
 
-    _connect = connect
-
     # -- pools --------------------------------------------------------------------------------
 
     def blocking_pool(self) -> BlockingPool:

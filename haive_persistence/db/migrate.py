@@ -146,9 +146,6 @@ def only_one(connect: Connect, what: str) -> Generator[None]:
                 holder.execute("ROLLBACK")
 
 
-_only_one = only_one
-
-
 def _get_lock(holder: Connection[Any], key: int, what: str) -> None:
     give_up = time.monotonic() + PATIENCE
     pause = 0.02

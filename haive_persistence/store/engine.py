@@ -156,7 +156,7 @@ class Engine:
         from haive_persistence.db.migrate import migrations, pending, read_applied
 
         schema = self._database.schema
-        with self._database._core._connect() as conn:
+        with self._database.connect() as conn:
             there = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
             missing = pending(read_applied(conn, schema), migrations())
         if there is None and not create_schema:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 
 from haive_persistence.db import Database, Db, Query
-from haive_persistence.db.migrate import _only_one
 from haive_persistence.errors import ConfigError, MigrationError
 from haive_persistence.store.vectors import VectorIndex
 
@@ -58,9 +57,8 @@ class Ground:
 
         Raises ConfigError without a pgvector that will do, MigrationError without the right to make tables.
         """
-        connect = self._database._core._connect  # a connection of the login's own, not of its tenant role
         try:
-            with connect() as conn, _only_one(connect, f"{self._database.schema}.vectors"):
+            with self._database.connect() as conn, self._database.exclusively("vectors"):
                 self._make(conn)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
