@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import (
@@ -170,25 +171,23 @@ class Engine:
             with log.lock:
                 batch = Batch(log)
                 name, params = encode(batch, log)
-                numbers = sorted(batch.send)
+                pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
                 params |= {
                     "thread": thread,
                     "tenant": self.tenant,
                     "epoch": log.epoch,
                     "ns_key": address.ns_key,
-                    "numbers": numbers,
-                    "payloads": [codec.seal_piece(thread, no, batch.send[no]) for no in numbers],
                 }
-                size = sum(map(len, params["payloads"]))
                 if not log.exists:
                     name = f"create_and_{name}"
                     params["thread_id"] = address.thread_id
                 elif batch.shared:
-                    name += "_shared"
+                    name += "_shared" if pieces else "_bare"
+            query, more = with_pieces(self.queries[name], pieces)
+            params |= more
+            size = sum(len(payload) for _, payload in pieces)
             try:
-                kept = await self._writers.fetch_all(
-                    db, self.queries[name], params, key=thread.bytes, size=size
-                )
+                kept = await self._writers.fetch_all(db, query, params, key=thread.bytes, size=size)
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
                     raise
@@ -377,6 +376,33 @@ class Engine:
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
         raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")
+
+
+_ARRAYS = "unnest(%(numbers)s::bigint[], %(payloads)s::bytea[])"
+_SIZES = (1, 2, 4, 8)
+
+
+def with_pieces(query: Query, pieces: Sequence[tuple[int, bytes]]) -> tuple[Query, dict[str, Any]]:
+    """The statement that takes these pieces, and its parameters.
+
+    A few pieces are parameters of their own, in statements of few sizes, filled up with number 0:
+    two arrays would take as long as all the rest (25 µs each to send, 50 µs to open).
+    """
+    if not pieces:
+        return query, {"numbers": [], "payloads": []}
+    for size in _SIZES:
+        if len(pieces) <= size:
+            params: dict[str, Any] = {}
+            for at in range(size):
+                params[f"no_{at}"], params[f"payload_{at}"] = pieces[at] if at < len(pieces) else (0, b"")
+            return _sized(query, size), params
+    return query, {"numbers": [no for no, _ in pieces], "payloads": [payload for _, payload in pieces]}
+
+
+@lru_cache(maxsize=256)
+def _sized(query: Query, size: int) -> Query:
+    rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
+    return Query(query.replace(_ARRAYS, f"(VALUES {rows})"))
 
 
 class Page(NamedTuple):

@@ -4,7 +4,12 @@
 
     -- name: get_items
     -- The items of one namespace.
-    SELECT … FROM haive.item WHERE …
+    SELECT … FROM haive.item WHERE /* live */
+
+and parts that several of them share, each above the first that names it:
+
+    -- part: live
+    expires_at IS NULL OR expires_at > now()
 
 Tables are written `haive.<table>`; the schema of the configuration is put in its place. The
 setting `'haive.tenant'`, always in quotes, is not a table and stays as it is.
@@ -20,7 +25,8 @@ from types import MappingProxyType
 
 from haive_persistence.db.protocol import Query
 
-_NAME = re.compile(r"^-- name: *(\w+) *$", re.MULTILINE)
+_HEADING = re.compile(r"^-- (name|part): *(\w+) *$", re.MULTILINE)
+_PART = re.compile(r"/\* (\w+) \*/")
 _COMMENT = re.compile(r"^\s*--.*\n?", re.MULTILINE)
 _PREFIX = re.compile(r"(?<![\w'.\"])haive\.(?=[\w%{])")
 
@@ -46,10 +52,16 @@ def load_queries(room: str, schema: str = "haive") -> Mapping[str, Query]:
 
 
 def _split(text: str, room: str) -> Iterator[tuple[str, str]]:
-    parts = _NAME.split(text)
+    pieces = _HEADING.split(text)
     seen: set[str] = set()
-    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+    parts: dict[str, str] = {}
+    for kind, name, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
         if name in seen:
             raise ValueError(f"{room}.sql names {name!r} twice")
         seen.add(name)
-        yield name, _COMMENT.sub("", body).strip().rstrip(";").rstrip()
+        query = _PART.sub(lambda named: parts.get(named[1], named[0]), _COMMENT.sub("", body))
+        query = query.strip().rstrip(";").rstrip()
+        if kind == "part":
+            parts[name] = query
+        else:
+            yield name, query

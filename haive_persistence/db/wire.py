@@ -13,10 +13,9 @@ pipeline of four as fast as one (docs/design/0004-connections.md has the numbers
 from __future__ import annotations
 
 import re
-import select
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -25,6 +24,7 @@ from psycopg import generators
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.waiting import Wait
 
 from haive_persistence.db.protocol import Params, Query, Row, Statement
 from haive_persistence.errors import InvalidInputError
@@ -123,7 +123,6 @@ class Wire:
     __slots__ = (
         "_names",
         "_pg",
-        "_poll",
         "_serial",
         "_threshold",
         "_tx",
@@ -149,7 +148,6 @@ class Wire:
         self._uses: dict[_Key, int] = {}
         self._serial = 0
         self._threshold = prepares_after
-        self._poll = _readable(self._pg.socket)
 
     # -- state --------------------------------------------------------------------------------
 
@@ -157,8 +155,8 @@ class Wire:
         """False if the server has hung up. Asks the socket, not the server: about 1 µs."""
         pg = self._pg
         try:
-            while self._poll():
-                pg.consume_input()
+            pg.consume_input()
+            pg.consume_input()  # the first may have read the server's last words
         except psycopg.Error:
             return False
         return pg.status == ConnStatus.OK
@@ -218,7 +216,8 @@ class Wire:
             pg.enter_pipeline_mode()
             answers, places = self._queue(before, bound, after)
             pg.pipeline_sync()
-            yield from generators.send(pg)
+            if pg.flush():
+                yield from generators.send(pg)
             results, lost = yield from _receive(pg)
         except psycopg.OperationalError as error:
             results, lost = [], error
@@ -325,32 +324,44 @@ def _in_order(query: str, compiled: _Compiled, params: Params) -> Sequence[objec
 
 
 def _receive(pg: PGconn) -> PQGen[tuple[list[PGresult], psycopg.Error | None]]:
-    """All answers up to the Sync's, or up to where the connection was lost."""
+    """All answers up to the Sync's, or up to where the connection was lost.
+
+    Not psycopg's `fetch_many`: that gives up the interpreter lock four times for each answer, and many
+    threads then hand it around instead of working.
+    """
     results: list[PGresult] = []
-    while True:
-        try:
-            got = yield from generators.fetch_many(pg)
-        except psycopg.OperationalError as error:
-            return results, error
-        if not got:
-            return results, psycopg.OperationalError("the server closed the connection")
-        status = got[0].status
-        if status == _SYNC:
-            return results, None
-        if status in _COPY:
-            raise psycopg.NotSupportedError("COPY does not work here")
-        results.append(got[0])
+    try:
+        yield Wait.R
+        pg.consume_input()
+        while True:
+            while pg.is_busy():
+                yield Wait.R
+                pg.consume_input()
+            if not _take(pg, results):
+                return results, psycopg.OperationalError("the server closed the connection")
+            status = results[-1].status
+            if status == _SYNC:
+                results.pop()
+                return results, None
+            if status in _COPY:
+                raise psycopg.NotSupportedError("COPY does not work here")
+    except psycopg.OperationalError as error:
+        while not pg.is_busy() and _take(pg, results):
+            pass  # the server's last words: they say what became of the work
+        return results, error
+
+
+def _take(pg: PGconn, results: list[PGresult]) -> bool:
+    """Take the answer to one statement, or the Sync's, which is there; False if there is none."""
+    result = pg.get_result()
+    if result is None:
+        return False
+    results.append(result)
+    if result.status != _SYNC:
+        pg.get_result()  # None: the end of that answer
+    return True
 
 
 def _is_stale(error: psycopg.Error) -> bool:
     """Whether a prepared statement is out of date: overtaken by DDL, or no longer there."""
     return error.sqlstate == "26000" or (error.sqlstate == "0A000" and "cached plan" in str(error))
-
-
-def _readable(fd: int) -> Callable[[], bool]:
-    """A function that says whether something waits to be read, without waiting itself."""
-    if not hasattr(select, "poll"):  # Windows
-        return lambda: bool(select.select([fd], [], [], 0)[0])
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return lambda: bool(poller.poll(0))

@@ -5,173 +5,131 @@
 --   kind 'w' write       id of its checkpoint, number = no, payload
 --   kind 'f' frozen      number = no, payload: a frozen sequence that a checkpoint or write names
 
--- name: create_and_put
--- The first checkpoint of a thread: the thread's row, the pieces and the checkpoint. No row if the thread is there.
-WITH made AS (
-    INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
-    VALUES (%(thread)s, %(epoch)s, %(tenant)s, %(thread_id)s)
-    ON CONFLICT (thread_key) DO NOTHING RETURNING 1
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM made, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-)
+-- The writing ones add to a thread while it is at the epoch they name, and answer with a row; with none if it is not.
+-- Few pieces come as parameters of their own instead of arrays (`with_pieces`), which are slow to send and to open.
+
+-- part: made
+-- The thread's row, new.
+INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
+VALUES (%(thread)s, %(epoch)s, %(tenant)s, %(thread_id)s)
+ON CONFLICT (thread_key) DO NOTHING RETURNING 1
+
+-- part: held
+-- The thread's row, which nobody prunes or deletes until this is kept.
+haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
+
+-- part: new_pieces
+INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
+SELECT %(thread)s, p.no, %(tenant)s, p.payload
+FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload) WHERE p.no <> 0
+
+-- part: checkpoint
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
 SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
-FROM made
-RETURNING 1;
+
+-- part: once_more
+-- A checkpoint that is put again.
+ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
+SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
+    labels = excluded.labels, head = excluded.head
+
+-- part: pending_write
+INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
+SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s
+
+-- name: create_and_put
+-- The first checkpoint of a thread, its pieces and the thread's row. No row if the thread is there.
+WITH held AS (/* made */), pieces AS (/* new_pieces */)
+/* checkpoint */ FROM held RETURNING 1;
 
 -- name: put
--- A checkpoint and its pieces, if the thread is still at this epoch; no row if it is not. Numbers in a lane not confirmed yet.
-WITH held AS MATERIALIZED (
-    SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-)
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
-FROM held
-ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
-    labels = excluded.labels, head = excluded.head
-RETURNING 1;
+-- A checkpoint and its pieces, in a lane not confirmed yet: a piece that is there already is an error.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
+/* checkpoint */ FROM held /* once_more */ RETURNING 1;
 
 -- name: put_shared
--- The same with numbers of a confirmed lane: a piece may have been sent by another statement of this process already.
-WITH held AS MATERIALIZED (
-    SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-    ON CONFLICT (thread_key, no) DO NOTHING
-)
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
-FROM held
-ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
-    labels = excluded.labels, head = excluded.head
-RETURNING 1;
+-- The same in a confirmed lane: another statement of this process may have sent a piece already.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, no) DO NOTHING)
+/* checkpoint */ FROM held /* once_more */ RETURNING 1;
+
+-- name: put_bare
+-- The same without pieces.
+/* checkpoint */ FROM /* held */ /* once_more */ RETURNING 1;
 
 -- name: create_and_write
 -- Pending writes that arrive before their thread's first checkpoint.
-WITH made AS (
-    INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
-    VALUES (%(thread)s, %(epoch)s, %(tenant)s, %(thread_id)s)
-    ON CONFLICT (thread_key) DO NOTHING RETURNING 1
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM made, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-)
-INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s FROM made
-RETURNING 1;
+WITH held AS (/* made */), pieces AS (/* new_pieces */)
+/* pending_write */ FROM held RETURNING 1;
 
 -- name: write
--- A task's pending writes and their pieces, if the thread is still at this epoch.
-WITH held AS MATERIALIZED (
-    SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-)
-INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s FROM held
-RETURNING 1;
+-- A task's pending writes and their pieces, in a lane not confirmed yet.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
+/* pending_write */ FROM held RETURNING 1;
 
 -- name: write_shared
--- The same with numbers of a confirmed lane.
-WITH held AS MATERIALIZED (
-    SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
-), pieces AS (
-    INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-    SELECT %(thread)s, p.no, %(tenant)s, p.payload
-    FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload)
-    ON CONFLICT (thread_key, no) DO NOTHING
-), kept AS (
-    INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-    SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s FROM held
-    ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO NOTHING
-)
-SELECT 1 FROM held;
+-- The same in a confirmed lane. A row that is there is this one: its answer was lost, and it was sent again.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, no) DO NOTHING)
+/* pending_write */ FROM held
+ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+
+-- name: write_bare
+-- The same without pieces.
+/* pending_write */ FROM /* held */
+ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
 SELECT epoch FROM haive.thread WHERE thread_key = %(thread)s;
 
--- name: get_latest
--- The latest checkpoint of a namespace.
-WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
-    ORDER BY checkpoint_id DESC LIMIT 1
-), w AS MATERIALIZED (
-    SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM c CROSS JOIN LATERAL (
-        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
-        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
-        OFFSET 0) AS w
-)
+-- part: writes
+-- The pending writes of the checkpoints `c`. LATERAL with OFFSET 0 keeps the planner to the primary key, without statistics too.
+SELECT w.checkpoint_id, w.no, w.frozen, w.payload
+FROM c CROSS JOIN LATERAL (
+    SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
+    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
+    OFFSET 0) AS w
+
+-- part: rows
 SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
-UNION ALL SELECT 'c', checkpoint_id, 0, parent_id, ns, head FROM c
+UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, ns, head FROM c
 UNION ALL SELECT 'w', checkpoint_id, no, NULL, NULL, payload FROM w
 UNION ALL SELECT 'f', NULL, p.no, NULL, NULL, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s
-  AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM c UNION SELECT unnest(frozen) FROM w));
+  AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM c UNION SELECT unnest(frozen) FROM w))
+
+-- name: get_latest
+-- The latest checkpoint of a namespace.
+WITH c AS MATERIALIZED (
+    SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
+    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
+    ORDER BY checkpoint_id DESC LIMIT 1
+), w AS MATERIALIZED (/* writes */)
+/* rows */;
 
 -- name: get_one
 -- One checkpoint by its id.
 WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+    SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
-), w AS MATERIALIZED (
-    SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM c CROSS JOIN LATERAL (
-        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
-        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
-        OFFSET 0) AS w
-)
-SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
-UNION ALL SELECT 'c', checkpoint_id, 0, parent_id, ns, head FROM c
-UNION ALL SELECT 'w', checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL SELECT 'f', NULL, p.no, NULL, NULL, p.payload FROM haive.piece p
-WHERE p.thread_key = %(thread)s
-  AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM c UNION SELECT unnest(frozen) FROM w));
+), w AS MATERIALIZED (/* writes */)
+/* rows */;
 
 -- name: get_ancestors
--- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with their writes.
--- The lateral subqueries keep the planner to the primary key, level by level, without statistics too.
-WITH RECURSIVE walk AS (
+-- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes.
+WITH RECURSIVE c AS (
     (SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
      WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
        AND (%(id)s::bytea IS NULL OR checkpoint_id = %(id)s)
      ORDER BY checkpoint_id DESC LIMIT 1)
     UNION ALL
-    SELECT c.checkpoint_id, c.parent_id, c.ns, c.frozen, c.head, walk.depth + 1
-    FROM walk CROSS JOIN LATERAL (
+    SELECT p.checkpoint_id, p.parent_id, p.ns, p.frozen, p.head, c.depth + 1
+    FROM c CROSS JOIN LATERAL (
         SELECT checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = walk.parent_id
-        LIMIT 1) AS c
-    WHERE walk.depth < %(depth)s
-), w AS MATERIALIZED (
-    SELECT w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM walk CROSS JOIN LATERAL (
-        SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
-        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = walk.checkpoint_id
-        OFFSET 0) AS w
-    WHERE walk.depth > 0
-)
-SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
-UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, ns, head FROM walk
-UNION ALL SELECT 'w', checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL SELECT 'f', NULL, p.no, NULL, NULL, p.payload FROM haive.piece p
-WHERE p.thread_key = %(thread)s
-  AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM walk UNION SELECT unnest(frozen) FROM w));
+        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
+        LIMIT 1) AS p
+    WHERE c.depth < %(depth)s
+), w AS MATERIALIZED (/* writes */ WHERE c.depth > 0)
+/* rows */;
 
 -- name: pieces
 -- Pieces by number, if the thread is still at this epoch.
@@ -189,116 +147,73 @@ JOIN haive.piece p ON p.thread_key = t.thread_key AND p.no >= r.start AND p.no <
 WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s;
 
 -- The listing queries have the thread's key and the namespace's key in each row besides; the
--- checkpoints come last, in order.
+-- checkpoints come last, in the order of the page.
+
+-- part: columns
+SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+
+-- part: wanted
+-- Older than `before`, and with these labels, as far as they are labelled: the rest is decided by their metadata.
+(%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
+  AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
+       OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
+
+-- part: all_of_page
+), w AS MATERIALIZED (
+    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
+    FROM page CROSS JOIN LATERAL (
+        SELECT * FROM haive.pending_write
+        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        OFFSET 0) AS w
+), f AS (
+    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
+        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
+)
+SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
+FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
+UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
+FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
+UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
+UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head
+           FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC)
 
 -- name: list_namespace
 -- A page of one namespace's checkpoints, newest first: the order of the primary key.
 WITH page AS MATERIALIZED (
-    SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
-      AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
+    /* columns */
+    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR checkpoint_id < %(after_id)s)
-      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
-           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC LIMIT %(limit)s
-), w AS MATERIALIZED (
-    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page CROSS JOIN LATERAL (
-        SELECT * FROM haive.pending_write
-        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
-        OFFSET 0) AS w
-), f AS (
-    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
-        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
-)
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
-FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
-UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
-UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head FROM page ORDER BY checkpoint_id DESC);
+/* all_of_page */;
 
 -- name: list_thread
 -- A page of one thread's checkpoints, newest first.
 WITH page AS MATERIALIZED (
-    SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-    WHERE thread_key = %(thread)s
-      AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
+    /* columns */
+    WHERE thread_key = %(thread)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR (checkpoint_id, ns_key) < (%(after_id)s, %(after_ns)s::bigint))
-      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
-           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
-), w AS MATERIALIZED (
-    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page CROSS JOIN LATERAL (
-        SELECT * FROM haive.pending_write
-        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
-        OFFSET 0) AS w
-), f AS (
-    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
-        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
-)
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
-FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
-UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
-UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head FROM page ORDER BY checkpoint_id DESC, ns_key DESC);
+/* all_of_page */;
 
 -- name: list_one
 -- One checkpoint in whichever namespaces of a thread have it.
 WITH page AS MATERIALIZED (
-    SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-    WHERE thread_key = %(thread)s AND checkpoint_id = %(id)s
+    /* columns */
+    WHERE thread_key = %(thread)s AND checkpoint_id = %(id)s AND /* wanted */
       AND (%(ns_key)s::bigint IS NULL OR ns_key = %(ns_key)s)
-      AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
       AND (%(after_id)s::bytea IS NULL OR ns_key < %(after_ns)s::bigint)
-      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
-           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY ns_key DESC LIMIT %(limit)s
-), w AS MATERIALIZED (
-    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page CROSS JOIN LATERAL (
-        SELECT * FROM haive.pending_write
-        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
-        OFFSET 0) AS w
-), f AS (
-    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
-        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
-)
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
-FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
-UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
-UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head FROM page ORDER BY ns_key DESC);
+/* all_of_page */;
 
 -- name: list_all
 -- A page of all the tenant's checkpoints, newest first.
 WITH page AS MATERIALIZED (
-    SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
-    WHERE (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
+    /* columns */
+    WHERE /* wanted */
       AND (%(after_id)s::bytea IS NULL
            OR (checkpoint_id, thread_key, ns_key) < (%(after_id)s, %(after_thread)s::uuid, %(after_ns)s::bigint))
-      AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
-           OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
-), w AS MATERIALIZED (
-    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
-    FROM page CROSS JOIN LATERAL (
-        SELECT * FROM haive.pending_write
-        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
-        OFFSET 0) AS w
-), f AS (
-    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
-        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
-)
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
-FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
-UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
-UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC);
+/* all_of_page */;
 
 -- name: delete_thread
 -- The thread's row first: it waits for the statements that hold it, and later ones find no thread.
@@ -385,9 +300,7 @@ ON CONFLICT (thread_key, no) DO NOTHING;
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
 SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head
 FROM haive.checkpoint WHERE thread_key = %(thread)s
-ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
-    labels = excluded.labels, head = excluded.head;
+/* once_more */;
 
 -- name: copy_writes
 -- A thread's pending writes, to another thread.
@@ -410,9 +323,7 @@ ON CONFLICT (thread_key, no) DO NOTHING;
 -- One checkpoint of a copy.
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
 VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s)
-ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
-    labels = excluded.labels, head = excluded.head;
+/* once_more */;
 
 -- name: insert_writes
 -- One pending write of a copy.

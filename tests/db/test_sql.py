@@ -34,6 +34,16 @@ def test_named_queries_without_their_comments(files: Path) -> None:
         queries["one"] = Query("")  # type: ignore[index]
 
 
+def test_parts_stand_where_they_are_named(files: Path) -> None:
+    files.write_text(
+        "-- part: live\n-- Not over yet.\nends > now()\n\n-- part: mine\nowner = 1 AND /* live */\n\n"
+        "-- name: one\n-- Says one.\nSELECT 1 FROM haive.x WHERE /* mine */ /* later */;\n"
+    )
+    assert load_queries("made_up") == {
+        "one": 'SELECT 1 FROM "haive".x WHERE owner = 1 AND ends > now() /* later */'
+    }
+
+
 def test_name_given_twice_is_an_error(files: Path) -> None:
     files.write_text("-- name: one\nSELECT 1;\n-- name: one\nSELECT 2;\n")
     with pytest.raises(ValueError, match="'one' twice"):
