@@ -14,7 +14,7 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import ormsgpack
@@ -391,7 +391,7 @@ def _copier(value: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-_NO_IDS: dict[int, tuple[str, int]] = {}
+_NO_IDS: Mapping[int, tuple[str, int]] = {}
 
 
 class Original:
@@ -403,8 +403,7 @@ class Original:
         self._class = type(message)
         self._fields = message.__dict__
         self._mutable = mutable
-        self._set = message.__pydantic_fields_set__
-        # A set that has every field can only be added what it has already: the copies may share it.
+        self._set = frozenset(message.__pydantic_fields_set__)
         self._complete = self._set >= type(message).model_fields.keys()
         self._extra = message.__pydantic_extra__
 
@@ -426,7 +425,12 @@ class Original:
             return None
         return cls(message, mutable)
 
-    def copy(self, id_: str | None = None) -> Any:
+    def copy(self, id_: str | None, sets: dict[frozenset[str], set[str]]) -> Any:
+        """A copy that shares nothing with other values. The messages of one list share `sets`.
+
+        They are the names of the fields that are set. Where that is all of them nothing a message does
+        can change what the set says of another, and a set for each takes as long as all the rest.
+        """
         copy = _new(self._class)
         fields = self._fields.copy()
         if id_ is not None:
@@ -434,8 +438,13 @@ class Original:
         for name, copier in self._mutable:
             fields[name] = copier(fields[name])
         _SET_FIELDS(copy, fields)
-        _SET_FIELDS_SET(copy, self._set if self._complete else self._set.copy())
-        _SET_EXTRA(copy, _copy_plain(self._extra) if self._extra else self._extra)
+        if not self._complete or (fields_set := sets.get(self._set)) is None:
+            fields_set = set(self._set)
+            if self._complete:
+                sets[self._set] = fields_set
+        _SET_FIELDS_SET(copy, fields_set)
+        extra = self._extra
+        _SET_EXTRA(copy, _copy_plain(extra) if extra else extra if extra is None else {})
         _SET_PRIVATE(copy, None)
         return copy
 
@@ -484,6 +493,7 @@ class Decoder:
         out: list[Any] = []
         pieces = self._log.pieces
         ids = self._ids(manifest[2], base) if len(manifest) > 2 else _NO_IDS
+        sets: dict[frozenset[str], set[str]] = {}
         for part in mf.decode_items(manifest[1], base, self._log.frozen):
             if isinstance(part, list):
                 out.append(self.decode(part[1], base))
@@ -493,7 +503,7 @@ class Decoder:
                 piece = pieces[no]
                 given = ids.get(no)
                 if type(piece) is Original:
-                    out.append(piece.copy() if given is None else piece.copy(given[0]))
+                    out.append(piece.copy(given and given[0], sets))
                 else:
                     out.extend(self._slice(no, piece, given))
         return out
@@ -521,7 +531,7 @@ class Decoder:
         if no in log.met and (original := Original.of(message)) is not None:
             log.pieces[no] = original
             log.bytes_held += 3 * len(data) + 1000
-            return [original.copy() if given is None else original.copy(given[0])]
+            return [original.copy(given and given[0], {})]
         if given is not None:
             message.__dict__["id"] = given[0]
         if no not in log.met:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import math
 import threading
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -200,6 +201,7 @@ def test_snapshots_share_nothing(saver: Checkpointer, new_saver: Any) -> None:
             message.additional_kwargs["k"]["deep"].append(2)
             message.response_metadata["x"] = 1
             message.tool_calls.append({"name": "n", "args": {}, "id": "i", "type": "tool_call"})
+            message.mood = "good"  # LangChain's messages take any attribute
         broken["messages"].clear()
         broken["files"]["b"].append("changed")
         for found in (*rest, reader.get_tuple(thread())):
@@ -207,6 +209,39 @@ def test_snapshots_share_nothing(saver: Checkpointer, new_saver: Any) -> None:
             seen = found.checkpoint["channel_values"]
             assert seen["messages"] == messages[: len(seen["messages"])]
             assert seen["files"] == {"a": "x" * 2000, "b": ["y" * 2000]}
+            assert not any(hasattr(message, "mood") for message in seen["messages"])
+
+
+def test_no_mutable_object_is_in_two_snapshots(saver: Checkpointer, new_saver: Any) -> None:
+    config, messages = thread(), list[Any]()
+    for i in range(4):
+        messages = [
+            *messages,
+            HumanMessage(f"{i} " + "x" * 100, id=str(uuid.uuid4())),
+            AIMessage([{"type": "text", "text": "y" * 100}], id=str(uuid.uuid4()), extra={"k": [i]}),
+        ]
+        config = store(saver, {"messages": messages, "n": {"deep": [{"er": [i]}] * 3}}, config)
+    for reader in (saver, new_saver()):
+        for _ in range(3):
+            seen: dict[int, Any] = {}
+            for found in reader.list(thread()):
+                parts = mutable_parts(found.checkpoint)
+                assert not seen.keys() & parts.keys()
+                seen |= parts
+            assert len(seen) > 100
+
+
+def mutable_parts(value: Any) -> dict[int, Any]:
+    """Every list, dict, set and message within a value, by identity."""
+    found: dict[int, Any] = {}
+    todo = [value]
+    while todo:
+        part = todo.pop()
+        if id(part) not in found and isinstance(part, (list, dict, set, tuple, BaseMessage)):
+            if not isinstance(part, tuple):
+                found[id(part)] = part
+            todo += gc.get_referents(part)
+    return found
 
 
 def test_a_message_edited_in_place_is_saved(saver: Checkpointer, new_saver: Any) -> None:
