@@ -93,8 +93,12 @@ class ThreadLog:
 
 
 def _used_up(lane: int, next_numbers: Sequence[int]) -> bool:
-    ends = (*_STARTS[1:], LANE_SIZE)
-    return any(no > lane + end - _ROOM for no, end in zip(next_numbers, ends, strict=True))
+    other, ids, lists = next_numbers
+    return (
+        other > lane + _STARTS[1] - _ROOM
+        or ids > lane + _STARTS[2] - _ROOM
+        or lists > lane + LANE_SIZE - _ROOM
+    )
 
 
 class Batch:

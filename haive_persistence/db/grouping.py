@@ -54,20 +54,27 @@ class Grouping:
         `key` says which rows it locks: rounds take them in the order of their keys, so that two never
         wait for each other. `size`: its parameters' bytes, about.
         """
-        entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
-            return self._blocking.ask(db, entry)
-        loop = asyncio.get_running_loop()
-        group = self._loops.get(loop)
-        if group is None:
-            group = self._loops[loop] = _LoopGroup()
-        return await group.ask(db, entry)
+            entry = _Entry(Statement(query, params), key, size)
+            self._blocking.ask(db, entry)
+        else:
+            loop = asyncio.get_running_loop()
+            group = self._loops.get(loop)
+            if group is None:
+                group = self._loops[loop] = _LoopGroup()
+            entry = _Entry(Statement(query, params), key, size)
+            await group.ask(db, entry)
+        if entry.error is not None:
+            raise entry.error
+        if entry.rows is None:
+            return await db.fetch_all(query, params, idempotent=True)
+        return entry.rows
 
 
 class _Entry:
     """One writer's statement and what becomes of it."""
 
-    __slots__ = ("error", "future", "key", "leads", "rows", "size", "statement", "wake")
+    __slots__ = ("error", "future", "key", "part", "rows", "size", "statement", "wake")
 
     def __init__(self, statement: Statement, key: bytes, size: int) -> None:
         self.statement = statement
@@ -75,22 +82,25 @@ class _Entry:
         self.size = size
         self.rows: list[Row] | None = None
         self.error: DatabaseError | InvalidInputError | None = None
-        self.leads = False
+        self.part: list[_Entry] | None = None  # the round this writer leads
         self.wake: threading.Lock | None = None
         self.future: asyncio.Future[None] | None = None
 
 
-def _fill(part: list[_Entry], queue: deque[_Entry], most: int) -> None:
+def _fill(queue: deque[_Entry], most: int) -> list[_Entry]:
     """Move entries from the queue to a round until it is full."""
-    size = sum(entry.size for entry in part)
+    part: list[_Entry] = []
+    size = 0
     while queue and len(part) < most and (not part or size + queue[0].size <= MOST_BYTES):
         size += queue[0].size
         part.append(queue.popleft())
+    return part
 
 
-async def _round(db: Db, entries: Sequence[_Entry]) -> None:
+async def _round(db: Db, part: Sequence[_Entry]) -> None:
     """Send a round. Entries left with neither rows nor an error are to run by themselves."""
-    part = sorted(entries, key=attrgetter("key"))
+    if len(part) > 1:
+        part = sorted(part, key=attrgetter("key"))
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
     except _ABOUT_ONE as error:
@@ -102,14 +112,6 @@ async def _round(db: Db, entries: Sequence[_Entry]) -> None:
         entry.rows = rows
 
 
-async def _settled(db: Db, entry: _Entry) -> list[Row]:
-    if entry.error is not None:
-        raise entry.error
-    if entry.rows is None:
-        return await db.fetch_all(entry.statement.query, entry.statement.params, idempotent=True)
-    return entry.rows
-
-
 class _BlockingGroup:
     """For threads: the leader is the writer that found a free place, or was handed one."""
 
@@ -118,40 +120,35 @@ class _BlockingGroup:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
 
-    def ask(self, db: Db, entry: _Entry) -> list[Row]:
+    def ask(self, db: Db, entry: _Entry) -> None:
         with self._lock:
-            entry.leads = self._leading < LEADERS
-            if entry.leads:
+            if self._leading < LEADERS:
                 self._leading += 1
+                entry.part = [entry]
             else:
                 entry.wake = threading.Lock()
                 entry.wake.acquire()
                 self._queue.append(entry)
         if entry.wake is not None:
             entry.wake.acquire()  # until a leader has an answer, or a place to hand over
-        if entry.leads:
-            self._lead(db, entry)
-        return run_sync(_settled(db, entry))
+        if entry.part is not None:
+            self._lead(db, entry.part)
 
-    def _lead(self, db: Db, entry: _Entry) -> None:
-        part = [entry]
+    def _lead(self, db: Db, part: list[_Entry]) -> None:
         with self._lock:
-            _fill(part, self._queue, MOST)
+            part += _fill(self._queue, MOST - 1)
         try:
             run_sync(_round(db, part))
         finally:
-            self._hand_over()
+            with self._lock:
+                following = self._queue.popleft() if self._queue else None
+                if following is None:
+                    self._leading -= 1
+            if following is not None:
+                following.part = [following]
+                _wake(following)
             for other in part[1:]:
                 _wake(other)
-
-    def _hand_over(self) -> None:
-        with self._lock:
-            if not self._queue:
-                self._leading -= 1
-                return
-            following = self._queue.popleft()
-            following.leads = True
-        _wake(following)
 
 
 def _wake(entry: _Entry) -> None:
@@ -160,41 +157,43 @@ def _wake(entry: _Entry) -> None:
 
 
 class _LoopGroup:
-    """For the tasks of one event loop."""
+    """For the tasks of one event loop: a round is led by the task that asked first."""
 
     def __init__(self) -> None:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
         self._scheduled = False
-        self._running: set[asyncio.Task[None]] = set()
 
-    async def ask(self, db: Db, entry: _Entry) -> list[Row]:
+    async def ask(self, db: Db, entry: _Entry) -> None:
         loop = asyncio.get_running_loop()
         entry.future = loop.create_future()
         self._queue.append(entry)
         if not self._scheduled and self._leading < LEADERS:
             self._scheduled = True
-            loop.call_soon(self._start, db)  # so that the tasks of this tick go together
-        await entry.future
-        return await _settled(db, entry)
+            loop.call_soon(self._appoint)  # so that the tasks of this tick go together
+        try:
+            await entry.future  # until there is an answer, or a round to lead
+            if entry.part is not None:
+                await _round(db, entry.part)
+        finally:
+            if entry.part is not None:
+                self._leading -= 1
+                for other in entry.part:
+                    _answered(other)
+                self._appoint()
 
-    def _start(self, db: Db) -> None:
+    def _appoint(self) -> None:
         self._scheduled = False
         while self._queue and self._leading < LEADERS:
-            part: list[_Entry] = []
             # What has gathered is shared among the free places.
-            _fill(part, self._queue, min(MOST, -(-len(self._queue) // (LEADERS - self._leading))))
-            self._leading += 1
-            task = asyncio.get_running_loop().create_task(self._lead(db, part))
-            self._running.add(task)  # a loop keeps only weak references to its tasks
-            task.add_done_callback(self._running.discard)
+            part = _fill(self._queue, min(MOST, -(-len(self._queue) // (LEADERS - self._leading))))
+            waiting = [entry for entry in part if entry.future is not None and not entry.future.done()]
+            if waiting:  # the others were cancelled
+                self._leading += 1
+                waiting[0].part = waiting
+                _answered(waiting[0])
 
-    async def _lead(self, db: Db, part: list[_Entry]) -> None:
-        try:
-            await _round(db, part)
-        finally:
-            self._leading -= 1
-            for entry in part:
-                if entry.future is not None and not entry.future.done():
-                    entry.future.set_result(None)
-            self._start(db)
+
+def _answered(entry: _Entry) -> None:
+    if entry.future is not None and not entry.future.done():
+        entry.future.set_result(None)
