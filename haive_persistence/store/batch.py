@@ -51,6 +51,7 @@ class Search(NamedTuple):
     op: SearchOp
     scope: keys.Scope
     conditions: list[Condition]
+    expired: bool
 
     def statement(self, text: Query, tenant: str, **params: object) -> Statement:
         """A query that `filtered` made, with everything bound."""
@@ -61,6 +62,7 @@ class Search(NamedTuple):
             "limit": self.op.limit,
             "offset": self.op.offset,
             "refresh": bool(self.op.refresh_ttl),
+            "expired": self.expired,
         }
         for no, condition in enumerate(self.conditions):
             bound[f"path_{no}"] = condition.path
@@ -73,8 +75,7 @@ class Search(NamedTuple):
         filters = "".join(f" AND {where}" for where in wheres)
         # Everything is no range: the planner would take any range for a small part of the table.
         scope = f"AND {queries['where_in_scope']}" if self.op.namespace_prefix else ""
-        text = queries[name].replace("/* scope */", scope).replace("/* filters */", filters)
-        return Query(text.replace("/* best */", queries["best"]))
+        return Query(queries[name].replace("/* scope */", scope).replace("/* filters */", filters))
 
 
 class Put(NamedTuple):
@@ -95,6 +96,7 @@ class Batch:
     queries: Queries
     tenant: str
     index: VectorIndex | None
+    expired: bool = False  # whether reads see what is expired and not swept yet
     results: list[Result] = field(default_factory=list)
     gets: list[tuple[int, GetOp, tuple[str, str]]] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
@@ -124,7 +126,8 @@ class Batch:
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """Batches as one, their results one after the other."""
-        joined = cls(batches[0].queries, batches[0].tenant, batches[0].index)
+        first = batches[0]
+        joined = cls(first.queries, first.tenant, first.index, first.expired)
         for batch in batches:
             base = len(joined.results)
             joined.results += batch.results
@@ -146,7 +149,7 @@ class Batch:
 
     def _add_search(self, no: int, op: SearchOp) -> None:
         _check_page(op.limit, op.offset)
-        search = Search(no, op, keys.scope(op.namespace_prefix), compile_filter(op.filter))
+        search = Search(no, op, keys.scope(op.namespace_prefix), compile_filter(op.filter), self.expired)
         if op.limit == 0:
             self.results[no] = []
         elif op.query and self.index:
@@ -179,6 +182,7 @@ class Batch:
             "namespaces": text_array(item[0] for _, _, item in self.gets),
             "keys": text_array(item[1] for _, _, item in self.gets),
             "refreshes": "{" + ",".join("t" if op.refresh_ttl else "f" for _, op, _ in self.gets) + "}",
+            "expired": self.expired,
         }
 
         def read(rows: Sequence[Row]) -> None:
@@ -208,6 +212,7 @@ class Batch:
             "depth": op.max_depth,
             "limit": op.limit,
             "offset": op.offset,
+            "expired": self.expired,
         }
         name = "list_namespaces"
         if patterns:  # match whole namespaces, so all of them have to be walked
@@ -217,8 +222,7 @@ class Batch:
         def read(rows: Sequence[Row]) -> None:
             self.results[no] = [keys.from_text(text) for (text,) in rows]
 
-        text = Query(self.queries[name].replace("/* walk */", self.queries["walk"]))
-        return Step(Statement(text, params), read)
+        return Step(Statement(self.queries[name], params), read)
 
     # -- writes -------------------------------------------------------------------------------
 
@@ -264,7 +268,7 @@ class Batch:
             "value": put.encoded.value,
             "exact": put.encoded.exact,
         }
-        return Statement(_replacing(self.queries, "put_item"), params)
+        return Statement(self.queries["put_item"], params)
 
     def _put_many(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
         exacts = [put.encoded.exact for _, put in puts]
@@ -276,7 +280,7 @@ class Batch:
             "exacts": text_array(None if exact is None else f"\\x{exact.hex()}" for exact in exacts),
             "ttls": text_array(None if ttl is None else repr(ttl) for ttl in ttls),
         }
-        return Statement(_replacing(self.queries, "put_items"), params)
+        return Statement(self.queries["put_items"], params)
 
     def _put_vectors(
         self,
@@ -310,10 +314,6 @@ def found_item(row: Row, score: float | None = None) -> SearchItem:
 
 def no_vectors() -> Vectors:
     return {}, {}
-
-
-def _replacing(queries: Queries, name: str) -> Query:
-    return Query(queries[name].replace("/* or replace */", queries["or_replace"]))
 
 
 def _numbered(where: Query, no: int) -> str:

@@ -71,15 +71,18 @@ class Engine:
 
     # -- batches ------------------------------------------------------------------------------
 
-    def check(self, ops: Iterable[Op]) -> Batch:
-        """A batch, ready to run. Raises an InvalidInputError or EncodeError for what cannot be done."""
-        batch = Batch(self._queries, self._database.tenant, self._index)
+    def check(self, ops: Iterable[Op], *, expired: bool = False) -> Batch:
+        """A batch, ready to run. Raises an InvalidInputError or EncodeError for what cannot be done.
+
+        `expired`: whether it sees items that are expired and not swept yet.
+        """
+        batch = Batch(self._queries, self._database.tenant, self._index, expired)
         batch.add(ops)
         return batch
 
-    async def ask(self, ops: Iterable[Op]) -> list[Result]:
+    async def ask(self, batch: Batch) -> list[Result]:
         """`run` for code under an event loop, together with what other tasks ask in the same tick."""
-        return await self._ticks.ask(self.check(ops))
+        return await self._ticks.ask(batch)
 
     async def _run_together(self, batches: Sequence[Batch]) -> list[list[Result]]:
         joined = batches[0] if len(batches) == 1 else Batch.join(batches)

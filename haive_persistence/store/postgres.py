@@ -13,6 +13,7 @@ from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
+from haive_persistence.store.batch import Batch
 from haive_persistence.store.engine import Engine
 from haive_persistence.store.settled import Settled, SettledInt, SweeperHandle
 from haive_persistence.store.sweeper import Sweeper
@@ -38,7 +39,8 @@ class PostgresStore(BaseStore):
             "fields": ["text"]}, and optionally "distance_type" and "ann_index_config", as
             `PostgresIndexConfig` says.
         ttl: Defaults for expiry, in minutes: {"default_ttl": 60, "refresh_on_read": True,
-            "sweep_interval_minutes": 5}. Expired items are never returned, whatever "omit_expired" says.
+            "sweep_interval_minutes": 5}. Expired items are not returned, swept or not, unless you set
+            "omit_expired": False.
 
     Raises:
         ConfigError: If `conn` or `index` is none of these, or settings contradict each other.
@@ -172,14 +174,17 @@ class PostgresStore(BaseStore):
             InvalidInputError: For an operation that cannot be done; then none of the batch was.
             EncodeError: For a value that is not JSON; likewise.
         """
-        return run_sync(self._engine.run(self._engine.blocking, self._engine.check(ops)))
+        return run_sync(self._engine.run(self._engine.blocking, self._checked(ops)))
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """`batch` for code under an event loop.
 
         What several tasks ask in the same tick goes to the server together.
         """
-        return await self._engine.ask(ops)
+        return await self._engine.ask(self._checked(ops))
+
+    def _checked(self, ops: Iterable[Op]) -> Batch:
+        return self._engine.check(ops, expired=(self.ttl_config or {}).get("omit_expired") is False)
 
     # --- expiry
 

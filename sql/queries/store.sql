@@ -9,6 +9,10 @@
 -- The tenant is bound although the policy adds it too: Citus routes by it, and Postgres turns the
 -- pair into one comparison made once.
 
+-- part: live
+-- Not expired, or the store was told to show what is expired and not swept yet.
+(i.expires_at IS NULL OR i.expires_at > now() OR %(expired)s)
+
 -- name: get_items
 -- The live items among those wanted; `no` is their place in the question.
 -- LATERAL with OFFSET 0: one look into the primary key for each, whatever the planner believes of a
@@ -22,7 +26,7 @@ WITH found AS MATERIALIZED (
         SELECT i.ctid AS place, i.ttl_minutes, i.value, i.exact, i.created_at, i.updated_at
         FROM haive.store_item i
         WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
-          AND (i.expires_at IS NULL OR i.expires_at > now())
+          AND /* live */
         OFFSET 0
     ) i
 ), held AS MATERIALIZED (
@@ -42,7 +46,7 @@ WITH newest AS MATERIALIZED (
     SELECT i.ctid AS place, i.updated_at, i.namespace, i.key
     FROM haive.store_item i
     WHERE i.tenant_id = %(tenant)s /* scope */
-      AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
+      AND /* live */ /* filters */
     ORDER BY i.updated_at DESC, i.namespace, i.key
     LIMIT %(limit)s OFFSET %(offset)s
 ), found AS MATERIALIZED (
@@ -81,25 +85,7 @@ COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') = (SELECT %(operand)s::js
 -- name: where_ne
 COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') <> (SELECT %(operand)s::jsonb)
 
--- name: list_namespaces
--- Namespaces that hold a live item, cut to a depth, in the order of their text.
-/* walk */
-SELECT listed.namespace
-FROM walk, unnest(walk.seen) AS listed (namespace)
-LIMIT %(limit)s OFFSET %(offset)s;
-
--- name: list_matching
--- The same, of those that match all patterns before they are cut.
-/* walk */
-SELECT DISTINCT array_to_string(
-           (string_to_array(left(listed.namespace, -1), '.'))[1:COALESCE(%(cut)s::integer, 2147483647)], '.'
-       ) COLLATE "C" || '.'
-FROM walk, unnest(walk.seen) AS listed (namespace)
-WHERE listed.namespace ~ ALL (%(patterns)s::text[])
-ORDER BY 1
-LIMIT %(limit)s OFFSET %(offset)s;
-
--- name: walk
+-- part: walk
 -- Walks the primary key: looks at 64 entries, then jumps behind the last namespace it saw (or
 -- behind everything below it, when cut). One with a million items costs as much as one with 64,
 -- nothing has to be kept up to date by writers, and a LIMIT ends the walk.
@@ -115,7 +101,7 @@ WITH RECURSIVE walk (seen, start) AS (
                 SELECT i.namespace
                 FROM haive.store_item i
                 WHERE i.tenant_id = %(tenant)s AND i.namespace >= walk.start AND i.namespace < %(high)s
-                  AND (i.expires_at IS NULL OR i.expires_at > now())
+                  AND /* live */
                 ORDER BY i.namespace
                 LIMIT 64
             ) entry
@@ -134,6 +120,24 @@ WITH RECURSIVE walk (seen, start) AS (
     ) step
     WHERE walk.start IS NOT NULL
 )
+
+-- name: list_namespaces
+-- Namespaces that hold a live item, cut to a depth, in the order of their text.
+/* walk */
+SELECT listed.namespace
+FROM walk, unnest(walk.seen) AS listed (namespace)
+LIMIT %(limit)s OFFSET %(offset)s;
+
+-- name: list_matching
+-- The same, of those that match all patterns before they are cut.
+/* walk */
+SELECT DISTINCT array_to_string(
+           (string_to_array(left(listed.namespace, -1), '.'))[1:COALESCE(%(cut)s::integer, 2147483647)], '.'
+       ) COLLATE "C" || '.'
+FROM walk, unnest(walk.seen) AS listed (namespace)
+WHERE listed.namespace ~ ALL (%(patterns)s::text[])
+ORDER BY 1
+LIMIT %(limit)s OFFSET %(offset)s;
 
 -- name: lock_items
 -- Comes before several deletions, and takes their locks in the order of the keys, so that two
@@ -163,6 +167,16 @@ LATERAL (
 ) i
 WHERE d.tenant_id = %(tenant)s AND d.ctid = i.place;
 
+-- part: or_replace
+-- Both puts end like this. An item that has expired is gone, swept or not: what takes its place is new.
+ON CONFLICT (tenant_id, namespace, key) DO UPDATE
+SET value = excluded.value,
+    exact = excluded.exact,
+    created_at = CASE WHEN old.expires_at <= excluded.updated_at THEN excluded.created_at ELSE old.created_at END,
+    updated_at = excluded.updated_at,
+    expires_at = excluded.expires_at,
+    ttl_minutes = excluded.ttl_minutes;
+
 -- name: put_item
 -- put_items for one, which is what most puts are; it saves an eighth of the time.
 INSERT INTO haive.store_item AS old
@@ -172,7 +186,7 @@ VALUES (
     now() + %(ttl)s::double precision * interval '1 minute', %(ttl)s::double precision,
     %(value)s::jsonb, %(exact)s::bytea
 )
-/* or replace */;
+/* or_replace */;
 
 -- name: put_items
 -- New items, or new values of old ones. They arrive sorted, so that two batches cannot deadlock.
@@ -185,17 +199,7 @@ FROM ROWS FROM (
            (SELECT %(ttls)s::double precision[]), (SELECT %(exacts)s::bytea[])),
     jsonb_array_elements((SELECT %(values)s::jsonb))
 ) AS p (namespace, key, ttl_minutes, exact, value)
-/* or replace */;
-
--- name: or_replace
--- Both puts end like this. An item that has expired is gone, swept or not: what takes its place is new.
-ON CONFLICT (tenant_id, namespace, key) DO UPDATE
-SET value = excluded.value,
-    exact = excluded.exact,
-    created_at = CASE WHEN old.expires_at <= excluded.updated_at THEN excluded.created_at ELSE old.created_at END,
-    updated_at = excluded.updated_at,
-    expires_at = excluded.expires_at,
-    ttl_minutes = excluded.ttl_minutes;
+/* or_replace */;
 
 -- name: sweep_items
 -- Deletes some expired items; those that another sweeper or a writer holds are left to it.
@@ -223,74 +227,7 @@ SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('enable_sort', 'off', true),
        set_config('plan_cache_mode', 'force_generic_plan', true);
 
--- name: search_exact
--- The nearest items of a scope, every vector of it measured, unless it has more than `most`.
--- Items are looked up in the order of distance, until there are enough. "+ 0" keeps the planner
--- from the index. A vector whose item was rewritten without it (put_at) counts no more.
-WITH size AS MATERIALIZED (
-    SELECT count(*) AS vectors
-    FROM (
-        SELECT FROM haive.store_vector v
-        WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-        LIMIT %(most)s::bigint + 1
-    ) counted
-), ranked AS MATERIALIZED (
-    SELECT v.namespace, v.key, v.distance
-    FROM (
-        SELECT v.namespace, v.key, v.put_at,
-               (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
-        FROM haive.store_vector v
-        WHERE (SELECT vectors FROM size) <= %(most)s::bigint
-          AND v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-        ORDER BY distance, v.namespace, v.key
-        LIMIT %(measure)s::bigint
-    ) v, LATERAL (
-        SELECT FROM haive.store_item i
-        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
-          AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
-        OFFSET 0
-    ) i
-    ORDER BY v.distance, v.namespace, v.key
-    LIMIT %(fetch)s::bigint
-), /* best */
-
--- name: search_near
--- The nearest items of a scope by way of the index, roughly in order and more than asked for.
-WITH size AS MATERIALIZED (
-    SELECT 0::bigint AS vectors
-), ranked AS MATERIALIZED (
-    SELECT v.namespace, v.key, v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector AS distance
-    FROM haive.store_vector v, LATERAL (
-        SELECT FROM haive.store_item i
-        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
-          AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
-        OFFSET 0
-    ) i
-    WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-    ORDER BY v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector
-    LIMIT %(fetch)s::bigint
-), /* best */
-
--- name: search_all
--- The nearest items of a scope, from the items to their vectors: for a large scope where the index
--- gave up, which is where a filter leaves few.
-WITH size AS MATERIALIZED (
-    SELECT 0::bigint AS vectors
-), ranked AS MATERIALIZED (
-    SELECT i.namespace, i.key, v.distance
-    FROM haive.store_item i, LATERAL (
-        SELECT (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
-        FROM haive.store_vector v
-        WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.put_at = i.updated_at
-        OFFSET 0
-    ) v
-    WHERE i.tenant_id = %(tenant)s AND i.namespace >= %(low)s AND i.namespace < %(high)s
-      AND (i.expires_at IS NULL OR i.expires_at > now()) /* filters */
-    ORDER BY v.distance, i.namespace, i.key
-    LIMIT %(fetch)s::bigint
-), /* best */
-
--- name: best
+-- part: best
 -- All three end like this: an item is as near as its nearest vector. The first row tells how
 -- many vectors the scope has and how many were ranked, also when nothing was found.
 best AS (
@@ -322,6 +259,73 @@ SELECT told.vectors, told.ranked,
 FROM (SELECT (SELECT vectors FROM size) AS vectors, (SELECT count(*) FROM ranked) AS ranked) told
 LEFT JOIN found ON true
 ORDER BY distance, namespace, key;
+
+-- name: search_exact
+-- The nearest items of a scope, every vector of it measured, unless it has more than `most`.
+-- Items are looked up in the order of distance, until there are enough. "+ 0" keeps the planner
+-- from the index. A vector whose item was rewritten without it (put_at) counts no more.
+WITH size AS MATERIALIZED (
+    SELECT count(*) AS vectors
+    FROM (
+        SELECT FROM haive.store_vector v
+        WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
+        LIMIT %(most)s::bigint + 1
+    ) counted
+), ranked AS MATERIALIZED (
+    SELECT v.namespace, v.key, v.distance
+    FROM (
+        SELECT v.namespace, v.key, v.put_at,
+               (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
+        FROM haive.store_vector v
+        WHERE (SELECT vectors FROM size) <= %(most)s::bigint
+          AND v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
+        ORDER BY distance, v.namespace, v.key
+        LIMIT %(measure)s::bigint
+    ) v, LATERAL (
+        SELECT FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+          AND /* live */ /* filters */
+        OFFSET 0
+    ) i
+    ORDER BY v.distance, v.namespace, v.key
+    LIMIT %(fetch)s::bigint
+), /* best */
+
+-- name: search_near
+-- The nearest items of a scope by way of the index, roughly in order and more than asked for.
+WITH size AS MATERIALIZED (
+    SELECT 0::bigint AS vectors
+), ranked AS MATERIALIZED (
+    SELECT v.namespace, v.key, v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector AS distance
+    FROM haive.store_vector v, LATERAL (
+        SELECT FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+          AND /* live */ /* filters */
+        OFFSET 0
+    ) i
+    WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
+    ORDER BY v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector
+    LIMIT %(fetch)s::bigint
+), /* best */
+
+-- name: search_all
+-- The nearest items of a scope, from the items to their vectors: for a large scope where the index
+-- gave up, which is where a filter leaves few.
+WITH size AS MATERIALIZED (
+    SELECT 0::bigint AS vectors
+), ranked AS MATERIALIZED (
+    SELECT i.namespace, i.key, v.distance
+    FROM haive.store_item i, LATERAL (
+        SELECT (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
+        FROM haive.store_vector v
+        WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.put_at = i.updated_at
+        OFFSET 0
+    ) v
+    WHERE i.tenant_id = %(tenant)s AND i.namespace >= %(low)s AND i.namespace < %(high)s
+      AND /* live */ /* filters */
+    ORDER BY v.distance, i.namespace, i.key
+    LIMIT %(fetch)s::bigint
+), /* best */
 
 -- name: drop_vectors
 -- The vectors of items that are about to get new ones. Whoever touches a vector holds its item.

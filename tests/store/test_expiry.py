@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from langgraph.store.base import GetOp, PutOp, SearchOp
+from langgraph.store.base import GetOp, PutOp, SearchOp, TTLConfig
 
 from haive_persistence.db import Database
 from haive_persistence.store import PostgresStore
@@ -62,6 +62,19 @@ def test_what_has_expired_is_not_there(aged: PostgresStore) -> None:
     assert aged.get(("n",), "gone") is None
     assert {item.key for item in aged.search(("n",))} == {"live", "lasting", "for ever"}
     assert aged.search(("n",), filter={"k": "gone"}) == []
+
+
+@pytest.mark.parametrize("ttl", [{"omit_expired": False}, {"omit_expired": True}, {}])
+def test_it_is_there_until_swept_for_who_wants_it(aged: PostgresStore, ttl: TTLConfig) -> None:
+    """LangGraph's `omit_expired` defaults to False; ours has to be said."""
+    store = PostgresStore(aged.database, ttl=ttl)
+    shown = ttl.get("omit_expired") is False
+    assert (store.get(("n",), "gone", refresh_ttl=False) is not None) is shown
+    assert (len(store.search(("n",), filter={"k": "gone"}, refresh_ttl=False)) == 1) is shown
+    store.put(("old",), "k", {}, ttl=0)
+    assert (("old",) in store.list_namespaces()) is shown
+    assert store.sweep_ttl() == 2
+    assert store.get(("n",), "gone") is None
 
 
 def test_pages_are_full_without_it(aged: PostgresStore, sql: Sql) -> None:
