@@ -38,14 +38,13 @@ from haive_persistence.checkpointer.reading import (
 )
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Encoder
-from haive_persistence.checkpointer.thread_log import Batch, KnownHead, ProcessCache, ThreadLog
+from haive_persistence.checkpointer.thread_log import DELTA_PAGE, Batch, KnownHead, ProcessCache, ThreadLog
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.errors import ConflictError, InvalidInputError
 
 ATTEMPTS = 8
 PAGE = 64
-DELTA_PAGE = 128
 
 Config = Mapping[str, Any]
 CodecSource = Callable[[Db], Awaitable[BoundCodec]]
@@ -337,7 +336,7 @@ class Engine:
                 await fetch_missing(db, readers, found)
                 if thread_id is not None:
                     found = [s._replace(thread_id=thread_id) for s in found]
-                with no_garbage_collection():
+                with no_garbage_collection(many=len(found) > 1):
                     return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
             except StaleRead:
                 for thread, reader in readers.items():
@@ -352,7 +351,8 @@ class Engine:
             return {}
         address = Address(config, self.tenant)
         codec = await self.codec(db)
-        depth = DELTA_PAGE
+        known = self.cache.get(address.thread.bytes)
+        depth = known.delta_depth if known is not None else DELTA_PAGE
         for _ in range(ATTEMPTS * 4):
             params = {
                 "thread": address.thread,
@@ -361,7 +361,8 @@ class Engine:
                 "depth": depth,
             }
             rows = await db.fetch_all(self.queries["get_ancestors"], params, idempotent=True)
-            reader, chain = self._open(rows, address, codec)
+            with no_garbage_collection():
+                reader, chain = self._open(rows, address, codec)
             if reader is None or not chain:
                 return {channel: {"writes": []} for channel in channels}
             try:
@@ -370,9 +371,11 @@ class Engine:
                 if len(chain) > depth and any(seed is None for _, seed in walks.values()):
                     depth *= 8
                     continue
+                reader.log.delta_depth = max(DELTA_PAGE, 2 * max(len(path) for path, _ in walks.values()))
                 if missing := _needed_by(reader, walks):
                     await reader.fetch(db, missing)
-                return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
+                with no_garbage_collection():
+                    return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
         raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")

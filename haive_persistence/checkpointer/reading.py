@@ -23,25 +23,27 @@ from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import DecodeError, TamperedError
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
-MANY_OBJECTS = 20_000  # made at once; looking for garbage among fewer takes less than 5 ms
 
 
 @contextmanager
-def no_garbage_collection() -> Generator[None]:
-    """Hold the collector back while many objects are made at once, none of which is garbage.
+def no_garbage_collection(*, many: bool = False) -> Generator[None]:
+    """Hold the collector back while objects are made at once, none of which is garbage.
 
-    It would walk them again and again: two thirds of the time of reading a long history. Nor does it
-    look at them right afterwards: what is young is counted as old (which takes no time at all), unless
-    the application itself has frozen objects.
+    It would walk them again and again: two thirds of the time of reading a long history. If they are
+    `many` it does not walk them right afterwards either: they are counted as old, which takes no time,
+    once it has looked at what was young before (unless the application itself has frozen objects).
     """
     if not gc.isenabled():
         yield
         return
+    many = many and gc.get_freeze_count() == 0
+    if many:
+        gc.collect(1)
     gc.disable()
     try:
         yield
     finally:
-        if gc.get_count()[0] > MANY_OBJECTS and gc.get_freeze_count() == 0:
+        if many:
             gc.freeze()
             gc.unfreeze()
         gc.enable()

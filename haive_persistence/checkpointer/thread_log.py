@@ -27,6 +27,7 @@ OTHER, IDS, LISTS = 0, 1, 2  # the parts of a lane
 _STARTS = (0, LANE_SIZE // 4, LANE_SIZE // 2)
 _ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
+DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 FROZEN_TRIED = 8
 TRIM_EVERY = 64  # operations
 LOG_BYTES = 4000  # what a log takes by itself, about
@@ -73,6 +74,7 @@ class ThreadLog:
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
         self.met: set[int] = set()  # messages that were decoded once
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
+        self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0
 
     def take_lane(self, lane: int, next_numbers: list[int] | None = None) -> None:
