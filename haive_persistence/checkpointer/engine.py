@@ -186,7 +186,9 @@ class Engine:
             params |= more
             size = sum(len(payload) for _, payload in pieces)
             try:
-                kept = await self._writers.fetch_all(db, query, params, key=thread.bytes, size=size)
+                kept = await self._writers.fetch_all(
+                    db, query, params, alone=waiting(query), key=thread.bytes, size=size
+                )
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
                     raise
@@ -406,6 +408,12 @@ def with_pieces(query: Query, pieces: Sequence[tuple[int, bytes]]) -> tuple[Quer
 def _sized(query: Query, size: int) -> Query:
     rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
     return Query(query.replace(_ARRAYS, f"(VALUES {rows})"))
+
+
+@lru_cache(maxsize=256)
+def waiting(query: Query) -> Query:
+    """The same statement, but it waits for who holds the thread's row (see `held` in the queries)."""
+    return Query(query.replace(" NOWAIT", ""))
 
 
 class Page(NamedTuple):

@@ -6,7 +6,8 @@ hands the answers out; who comes meanwhile waits for the next round. Nobody wait
 lone writer sends at once. When a shared transaction fails, each of its statements runs again by
 itself, so that an error is only the writer's who made it.
 
-The statements must be idempotent and of one tenant.
+The statements must be idempotent and of one tenant, and must not wait for locks that others may hold
+for long: nobody shall wait for a row that only one of them wants (NOWAIT).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ MOST_BYTES = 1 << 20
 # A server that is gone is gone for everyone: asking one by one would only wait as often.
 _ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
 _ABOUT_ONE = (DatabaseError, InvalidInputError)
+_LOCKED = "55P03"  # lock_not_available
 
 
 class Grouping:
@@ -48,11 +50,14 @@ class Grouping:
             weakref.WeakKeyDictionary()
         )
 
-    async def fetch_all(self, db: Db, query: Query, params: Params, *, key: bytes, size: int) -> list[Row]:
+    async def fetch_all(
+        self, db: Db, query: Query, params: Params, *, alone: Query, key: bytes, size: int
+    ) -> list[Row]:
         """Run one statement, maybe together with others; its rows.
 
-        `key` says which rows it locks: rounds take them in the order of their keys, so that two never
-        wait for each other. `size`: its parameters' bytes, about.
+        `alone` is what runs by itself if a round fails: the same, but it may wait for locks. `key` says
+        which rows it locks: rounds take them in the order of their keys, so that two never wait for each
+        other. `size`: its parameters' bytes, about.
         """
         if isinstance(db, BlockingDb):
             entry = _Entry(Statement(query, params), key, size)
@@ -67,7 +72,7 @@ class Grouping:
         if entry.error is not None:
             raise entry.error
         if entry.rows is None:
-            return await db.fetch_all(query, params, idempotent=True)
+            return await db.fetch_all(alone, params, idempotent=True)
         return entry.rows
 
 
@@ -104,7 +109,8 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
     except _ABOUT_ONE as error:
-        if len(part) == 1 or isinstance(error, _ABOUT_ALL):
+        locked = isinstance(error, DatabaseError) and error.sqlstate == _LOCKED
+        if not locked and (len(part) == 1 or isinstance(error, _ABOUT_ALL)):
             for entry in part:
                 entry.error = error
         return

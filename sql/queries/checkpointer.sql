@@ -15,8 +15,9 @@ VALUES (%(thread)s, %(epoch)s, %(tenant)s, %(thread_id)s)
 ON CONFLICT (thread_key) DO NOTHING RETURNING 1
 
 -- part: held
--- The thread's row, which nobody prunes or deletes until this is kept.
-haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE
+-- The thread's row, which nobody prunes or deletes until this is kept. Where somebody just does, the statement
+-- fails at once and is asked again by itself, to wait (`waiting`): other threads' share its round trip.
+haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE NOWAIT
 
 -- part: new_pieces
 INSERT INTO haive.piece (thread_key, no, tenant_id, payload)

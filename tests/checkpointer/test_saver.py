@@ -8,7 +8,9 @@ import gc
 import math
 import threading
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -21,7 +23,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import errors
 from haive_persistence.checkpointer import Checkpointer
-from haive_persistence.checkpointer.identity import decode_id, encode_id
+from haive_persistence.checkpointer.identity import decode_id, encode_id, thread_key
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
 from tests.checkpointer.conftest import RoundTrips, make_checkpoint, store, thread
@@ -465,6 +467,53 @@ def test_writers_racing_with_prune_and_delete(new_saver: Any) -> None:
         stop.set()
         background.join()
     assert not failures
+
+
+def test_a_thread_somebody_holds_holds_up_no_other(saver: Checkpointer, database: Database, dsn: str) -> None:
+    """Writers share round trips (and the incumbent's share a lock): one that must wait does so by itself."""
+    started = [store(saver, {"n": i}, thread(str(i))) for i in range(8)]
+
+    def write(i: int) -> None:
+        store(saver, {"n": -1}, started[i])
+        saver.put_writes(started[i], [("n", 1)], "task")
+
+    with ThreadPoolExecutor(12) as pool, held(dsn, database, "0") as release:
+        waiting = [pool.submit(write, 0) for _ in range(3)]
+        for _ in range(5):
+            for done in [pool.submit(write, i) for i in range(1, 8)]:
+                done.result(timeout=20)
+        assert not any(one.done() for one in waiting)
+        assert values_of(saver, thread("0")) == {"n": 0}
+        release()
+        for one in waiting:
+            one.result(timeout=20)
+    assert values_of(saver, thread("0")) == {"n": -1}
+
+
+async def test_nor_the_tasks_of_a_loop(saver: Checkpointer, database: Database, dsn: str) -> None:
+    started = [store(saver, {"n": i}, thread(str(i))) for i in range(8)]
+
+    async def write(i: int) -> None:
+        new = make_checkpoint({"n": -1})
+        await saver.aput(started[i], new, {}, new["channel_versions"])  # type: ignore[arg-type]
+
+    with held(dsn, database, "0") as release:
+        waiting = [asyncio.create_task(write(0)) for _ in range(3)]
+        for _ in range(5):
+            await asyncio.wait_for(asyncio.gather(*(write(i) for i in range(1, 8))), 20)
+        assert not any(one.done() for one in waiting)
+        release()
+        await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    assert values_of(saver, thread("0")) == {"n": -1}
+
+
+@contextmanager
+def held(dsn: str, database: Database, thread_id: str) -> Iterator[Callable[[], None]]:
+    """Another session has locked a thread's row, as prune does."""
+    with psycopg.connect(dsn) as holder:
+        key = thread_key(database.tenant, thread_id)
+        holder.execute("SELECT FROM haive.thread WHERE thread_key = %s FOR UPDATE", (key,))
+        yield holder.rollback
 
 
 def test_first_puts_of_a_thread_race(new_saver: Any) -> None:

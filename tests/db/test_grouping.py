@@ -29,7 +29,7 @@ def params(database: Database, id_: str, epoch: int = 1) -> dict[str, Any]:
 
 def ask(grouping: Grouping, database: Database, id_: str, epoch: int = 1) -> str:
     statement = grouping.fetch_all(
-        database.blocking, INSERT, params(database, id_, epoch), key=id_.encode(), size=100
+        database.blocking, INSERT, params(database, id_, epoch), alone=INSERT, key=id_.encode(), size=100
     )
     return run_sync(statement)[0][0]
 
@@ -83,7 +83,9 @@ def test_tasks_share_round_trips(database: Database) -> None:
         db = database.asynchronous
         rows = await asyncio.gather(
             *(
-                grouping.fetch_all(db, INSERT, params(database, str(i)), key=b"%d" % i, size=100)
+                grouping.fetch_all(
+                    db, INSERT, params(database, str(i)), alone=INSERT, key=b"%d" % i, size=100
+                )
                 for i in range(WRITERS)
             )
         )
@@ -114,7 +116,9 @@ def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
         db = database.asynchronous
         tasks = [
             asyncio.ensure_future(
-                grouping.fetch_all(db, INSERT, params(database, f"c{i}"), key=b"%d" % i, size=100)
+                grouping.fetch_all(
+                    db, INSERT, params(database, f"c{i}"), alone=INSERT, key=b"%d" % i, size=100
+                )
             )
             for i in range(8)
         ]
@@ -136,7 +140,7 @@ def test_two_groupings_never_wait_for_each_other(database: Database) -> None:
 
     def write(grouping: Grouping, i: int) -> None:
         statement = grouping.fetch_all(
-            database.blocking, upsert, params(database, f"d{i}"), key=b"%03d" % i, size=100
+            database.blocking, upsert, params(database, f"d{i}"), alone=upsert, key=b"%03d" % i, size=100
         )
         run_sync(statement)
 
