@@ -444,8 +444,6 @@ def execute(run: Callable[[Bench], Awaitable[Tables]], options: argparse.Namespa
     async def once(server: Server) -> Tables:
         return await run(Bench(server, options))
 
-    gc.collect()
-    gc.freeze()  # the modules are no garbage: collecting before each span stays cheap
     with running_server(options.dsn) as server:
         about = heading(server)
         print(about)

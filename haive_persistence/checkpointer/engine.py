@@ -68,6 +68,11 @@ class Engine:
         self.searchable = searchable
         self._writers = Grouping()
 
+    def forget(self) -> None:
+        """Begin anew, in a forked child: locks that were held stay held there for ever."""
+        self.cache = ProcessCache(self.cache.max_bytes)
+        self._writers = Grouping()
+
     def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
         return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
 

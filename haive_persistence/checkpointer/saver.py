@@ -46,13 +46,13 @@ class _Done:
         yield
 
 
-_caches: weakref.WeakSet[ProcessCache] = weakref.WeakSet()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """A forked child must not write into its parent's lanes."""
-    for cache in list(_caches):
-        cache.clear()
+    """A forked child must not write into its parent's lanes, nor wait for its parent's threads."""
+    for engine in list(_engines):
+        engine.forget()
 
 
 if hasattr(os, "register_at_fork"):
@@ -155,11 +155,11 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         built = self._built
         if built is None or built[0] is not self.serde:
             cache = ProcessCache(self.config.cache_bytes)
-            _caches.add(cache)
             queries = self._database.queries("checkpointer")
             provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
             labels = tuple(self.config.searchable_metadata)
             engine = Engine(queries, self._database.tenant, cache, provider.codec, labels)
+            _engines.add(engine)
             built = self._built = (self.serde, engine, Maintenance(engine), provider)
         return built
 

@@ -216,7 +216,7 @@ class ProcessCache:
     """The logs of the threads used last, at most `max_bytes` of them (least recently used go first)."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
         self._operations = 0
@@ -263,10 +263,6 @@ class ProcessCache:
             return
         with self._lock:
             held = sum(log.bytes_held for log in self._logs.values()) + LOG_BYTES * len(self._logs)
-            while held > self._max_bytes and len(self._logs) > 1:
+            while held > self.max_bytes and len(self._logs) > 1:
                 _, log = self._logs.popitem(last=False)
                 held -= log.bytes_held + LOG_BYTES
-
-    def clear(self) -> None:
-        with self._lock:
-            self._logs.clear()

@@ -6,6 +6,9 @@ import asyncio
 import enum
 import gc
 import math
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -549,15 +552,47 @@ def test_one_object_serves_blocking_and_async_code_together(saver: Checkpointer)
     asyncio.run(both())  # another loop, the same object
 
 
-def test_forked_children_write_in_lanes_of_their_own(saver: Checkpointer) -> None:
-    from haive_persistence.checkpointer import saver as module
+FORKS = """
+import os, signal, sys, threading
+from haive_persistence import Checkpointer
+from tests.checkpointer.conftest import store, thread
 
-    store(saver, {"messages": [HumanMessage("x" * 100)]})
-    log = saver._engine.cache.get(next(iter(saver._engine.cache._logs)))  # type: ignore[arg-type]
-    assert log is not None
-    assert log.lane is not None
-    module._forget_in_child()
-    assert not saver._engine.cache._logs
+saver = Checkpointer(sys.argv[1])
+messages = ["x" * 2000]
+store(saver, {"messages": messages}, thread("shared"))
+stop = threading.Event()
+
+
+def write(i):
+    config = thread(str(i))
+    while not stop.is_set():
+        config = store(saver, {"n": "y" * 100}, config)
+
+
+writers = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+[one.start() for one in writers]
+failed = 0
+for i in range(15):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        config = store(saver, {"messages": [*messages, f"{i}" * 2000]}, thread("shared"))
+        found = Checkpointer(sys.argv[1]).get_tuple(config)
+        os._exit(found.checkpoint["channel_values"]["messages"][1] != f"{i}" * 2000)
+    failed += os.waitpid(pid, 0)[1] != 0
+stop.set()
+[one.join() for one in writers]
+print(failed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forked_children_of_a_busy_parent(database: Database, dsn: str) -> None:
+    """They write in lanes of their own, and wait neither for the parent's locks nor for its leaders."""
+    environment = {**os.environ, "HAIVE_TENANT": database.tenant}
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, dsn]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 # --- maintenance
