@@ -400,7 +400,7 @@ class Original:
     __slots__ = ("recipe",)
 
     def __init__(self, message: BaseMessage, mutable: Mapping[str, Callable[[Any], Any]]) -> None:
-        fields = message.__dict__
+        fields = vars(message)
         names = frozenset(message.__pydantic_fields_set__)
         complete = names >= type(message).model_fields.keys()
         self.recipe: _Recipe = (
