@@ -495,6 +495,7 @@ class Decoder:
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
         self._log = log
+        self._last_ids: tuple[list[Any], int, Mapping[int, tuple[str, int]]] | None = None
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
         if type(manifest) is bytes:
@@ -544,8 +545,10 @@ class Decoder:
                     out += self._slice(no, piece, ids.get(no))
         return out
 
-    def _ids(self, items: list[Any], base: int) -> dict[int, tuple[str, int]]:
-        """Message piece -> (id, id piece)."""
+    def _ids(self, items: list[Any], base: int) -> Mapping[int, tuple[str, int]]:
+        """Message piece -> (id, id piece). One checkpoint's are often those of the next."""
+        if self._last_ids is not None and self._last_ids[:2] == (items, base):
+            return self._last_ids[2]
         out: dict[int, tuple[str, int]] = {}
         pieces = self._log.pieces
         for part in mf.decode_items(items, base, self._log.frozen):
@@ -554,6 +557,7 @@ class Decoder:
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
                 out.update(piece.ids)
+        self._last_ids = (items, base, out)
         return out
 
     def _slice(self, no: int, data: bytes, given: tuple[str, int] | None) -> list[Any]:

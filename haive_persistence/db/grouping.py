@@ -59,15 +59,23 @@ class Grouping:
         which rows it locks: rounds take them in the order of their keys, so that two never wait for each
         other. `size`: its parameters' bytes, about.
         """
+        if isinstance(db, BlockingDb) and self._blocking.take_place():
+            try:
+                return await db.fetch_all(query, params, idempotent=True)
+            except DatabaseError as error:
+                if error.sqlstate != _LOCKED:
+                    raise
+            finally:
+                self._blocking.leave_place()
+            return await db.fetch_all(alone, params, idempotent=True)
+        entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
-            entry = _Entry(Statement(query, params), key, size)
             self._blocking.ask(db, entry)
         else:
             loop = asyncio.get_running_loop()
             group = self._loops.get(loop)
             if group is None:
                 group = self._loops[loop] = _LoopGroup()
-            entry = _Entry(Statement(query, params), key, size)
             await group.ask(db, entry)
         if entry.error is not None:
             raise entry.error
@@ -126,6 +134,22 @@ class _BlockingGroup:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
 
+    def take_place(self) -> bool:
+        """Whether a place is free and nobody waits: then a writer sends its statement at once."""
+        with self._lock:
+            free = self._leading < LEADERS and not self._queue
+            self._leading += free
+            return free
+
+    def leave_place(self) -> None:
+        """Hand the place to who waits longest."""
+        with self._lock:
+            following = self._queue.popleft() if self._queue else None
+            self._leading -= following is None
+        if following is not None:
+            following.part = [following]
+            _wake(following)
+
     def ask(self, db: Db, entry: _Entry) -> None:
         with self._lock:
             if self._leading < LEADERS:
@@ -146,13 +170,7 @@ class _BlockingGroup:
         try:
             run_sync(_round(db, part))
         finally:
-            with self._lock:
-                following = self._queue.popleft() if self._queue else None
-                if following is None:
-                    self._leading -= 1
-            if following is not None:
-                following.part = [following]
-                _wake(following)
+            self.leave_place()
             for other in part[1:]:
                 _wake(other)
 
