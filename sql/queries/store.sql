@@ -40,6 +40,18 @@ WITH found AS MATERIALIZED (
 )
 SELECT no, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at FROM found;
 
+-- part: refreshed
+-- Sets the time anew at which what was found expires, as far as nobody holds it.
+held AS MATERIALIZED (
+    SELECT i.ctid AS place
+    FROM found f JOIN haive.store_item i ON i.ctid = f.place
+    WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL
+    FOR NO KEY UPDATE OF i SKIP LOCKED
+), refreshed AS (
+    UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
+    FROM held h WHERE i.tenant_id = %(tenant)s AND i.ctid = h.place
+)
+
 -- name: search_items
 -- The newest live items of a scope. Sorted without their values, which would be copied along.
 WITH newest AS MATERIALIZED (
@@ -56,15 +68,7 @@ WITH newest AS MATERIALIZED (
         WHERE i.tenant_id = %(tenant)s AND i.ctid = n.place
         OFFSET 0
     ) i
-), held AS MATERIALIZED (
-    SELECT i.ctid AS place
-    FROM found f JOIN haive.store_item i ON i.ctid = f.place
-    WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL
-    FOR NO KEY UPDATE OF i SKIP LOCKED
-), refreshed AS (
-    UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
-    FROM held h WHERE i.tenant_id = %(tenant)s AND i.ctid = h.place
-)
+), /* refreshed */
 SELECT namespace, key, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at
 FROM found
 ORDER BY updated_at DESC, namespace, key;
@@ -245,15 +249,7 @@ best AS (
         WHERE i.tenant_id = %(tenant)s AND i.namespace = b.namespace AND i.key = b.key
         OFFSET 0
     ) i
-), held AS MATERIALIZED (
-    SELECT i.ctid AS place
-    FROM found f JOIN haive.store_item i ON i.ctid = f.place
-    WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL
-    FOR NO KEY UPDATE OF i SKIP LOCKED
-), refreshed AS (
-    UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
-    FROM held h WHERE i.tenant_id = %(tenant)s AND i.ctid = h.place
-)
+), /* refreshed */
 SELECT told.vectors, told.ranked,
        namespace, key, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at, distance
 FROM (SELECT (SELECT vectors FROM size) AS vectors, (SELECT count(*) FROM ranked) AS ranked) told
