@@ -23,34 +23,31 @@ class BoundCodec:
             return run_key(run_id)
         return int.from_bytes(blind_index(self._index_key, "run_id", run_id)[:8], "big", signed=True)
 
-    def _aad(self, table: str, *identity: bytes) -> bytes:
+    def _aad(self, table: str, thread: uuid.UUID, *identity: bytes | int) -> bytes:
         if not self.sealed:
             return b""
-        return context(self._tenant, table, *identity)
+        parts = (_int(part) if isinstance(part, int) else part for part in identity)
+        return context(self._tenant, table, thread.bytes, *parts)
 
     def seal_piece(self, thread: uuid.UUID, no: int, data: bytes) -> bytes:
-        return self.codec.pack(data, self._aad("piece", thread.bytes, _int(no)))
+        return self.codec.pack(data, self._aad("piece", thread, no))
 
     def open_piece(self, thread: uuid.UUID, no: int, stored: bytes) -> bytes:
-        return self.codec.unpack(stored, self._aad("piece", thread.bytes, _int(no)))
+        return self.codec.unpack(stored, self._aad("piece", thread, no))
 
     def seal_head(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, data: bytes) -> bytes:
-        return self.codec.pack(data, self._aad("checkpoint", thread.bytes, _int(ns_key), checkpoint_id))
+        return self.codec.pack(data, self._aad("checkpoint", thread, ns_key, checkpoint_id))
 
     def open_head(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, stored: bytes) -> bytes:
-        return self.codec.unpack(stored, self._aad("checkpoint", thread.bytes, _int(ns_key), checkpoint_id))
+        return self.codec.unpack(stored, self._aad("checkpoint", thread, ns_key, checkpoint_id))
 
     def seal_write(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, data: bytes) -> bytes:
-        return self.codec.pack(
-            data, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no))
-        )
+        return self.codec.pack(data, self._aad("pending_write", thread, ns_key, checkpoint_id, no))
 
     def open_write(
         self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, no: int, stored: bytes
     ) -> bytes:
-        return self.codec.unpack(
-            stored, self._aad("pending_write", thread.bytes, _int(ns_key), checkpoint_id, _int(no))
-        )
+        return self.codec.unpack(stored, self._aad("pending_write", thread, ns_key, checkpoint_id, no))
 
 
 def _int(value: int) -> bytes:
