@@ -196,8 +196,8 @@ def test_a_parent_link_cannot_be_bent(
     for i in range(3):
         configs.append(store(sealed, {"n": i}, configs[-1]))
     admin.execute(
-        "UPDATE haive.checkpoint c SET parent_id = (SELECT min(checkpoint_id) FROM haive.checkpoint x"
-        " WHERE x.thread_key = c.thread_key) WHERE tenant_id = %s AND parent_id IS NOT NULL",
+        "UPDATE haive.checkpoint c SET parent_id = (SELECT checkpoint_id FROM haive.checkpoint x"
+        " WHERE x.thread_key = c.thread_key ORDER BY 1 LIMIT 1) WHERE tenant_id = %s AND parent_id IS NOT NULL",
         (database.tenant,),
     )
     with pytest.raises(errors.TamperedError):

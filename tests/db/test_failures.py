@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -268,6 +269,8 @@ def test_lost_answer_to_commit_is_ambiguous(
 
 
 def test_wrong_password_says_so_at_once(login: str) -> None:
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(login, password="wrong"):
+        pytest.skip("this server asks for no password")
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="password"):
         Database(make_conninfo(login, password="wrong")).setup()

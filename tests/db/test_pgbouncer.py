@@ -60,7 +60,7 @@ def pooled_dsn(dsn: str, mode: str, _notes: None) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         listen = probe.getsockname()[1]
     directory = Path(tempfile.mkdtemp(prefix="haive-bouncer-"))
-    (directory / "users.txt").write_text(f'"{given["user"]}" "{given["password"]}"\n')
+    (directory / "users.txt").write_text(f'"{given["user"]}" "{given.get("password", "")}"\n')
     names = {"users": directory / "users.txt", "log": directory / "log", "listen": listen, "mode": mode}
     (directory / "ini").write_text(INI.format(host=given["host"], port=given["port"], **names))
     user: dict[str, Any] = {}
