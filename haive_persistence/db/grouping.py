@@ -59,15 +59,6 @@ class Grouping:
         which rows it locks: rounds take them in the order of their keys, so that two never wait for each
         other. `size`: its parameters' bytes, about.
         """
-        if isinstance(db, BlockingDb) and self._blocking.take_place():
-            try:
-                return await db.fetch_all(query, params, idempotent=True)
-            except DatabaseError as error:
-                if error.sqlstate != _LOCKED:
-                    raise
-            finally:
-                self._blocking.leave_place()
-            return await db.fetch_all(alone, params, idempotent=True)
         entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
             self._blocking.ask(db, entry)
@@ -134,22 +125,6 @@ class _BlockingGroup:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
 
-    def take_place(self) -> bool:
-        """Whether a place is free and nobody waits: then a writer sends its statement at once."""
-        with self._lock:
-            free = self._leading < LEADERS and not self._queue
-            self._leading += free
-            return free
-
-    def leave_place(self) -> None:
-        """Hand the place to who waits longest."""
-        with self._lock:
-            following = self._queue.popleft() if self._queue else None
-            self._leading -= following is None
-        if following is not None:
-            following.part = [following]
-            _wake(following)
-
     def ask(self, db: Db, entry: _Entry) -> None:
         with self._lock:
             if self._leading < LEADERS:
@@ -170,9 +145,18 @@ class _BlockingGroup:
         try:
             run_sync(_round(db, part))
         finally:
-            self.leave_place()
+            self._hand_over()
             for other in part[1:]:
                 _wake(other)
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            if not self._queue:
+                self._leading -= 1
+                return
+            following = self._queue.popleft()
+            following.part = [following]
+        _wake(following)
 
 
 def _wake(entry: _Entry) -> None:
