@@ -14,31 +14,16 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import ormsgpack
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    ChatMessage,
-    ChatMessageChunk,
-    FunctionMessage,
-    FunctionMessageChunk,
-    HumanMessage,
-    HumanMessageChunk,
-    RemoveMessage,
-    SystemMessage,
-    SystemMessageChunk,
-    ToolMessage,
-    ToolMessageChunk,
-)
+from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from pydantic import BaseModel
 
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import uuid_text
+from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Sets, copies
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
@@ -50,23 +35,6 @@ GRID = 64  # small elements per slice
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
 
-MESSAGE_CLASSES: frozenset[type] = frozenset(
-    {
-        AIMessage,
-        AIMessageChunk,
-        ChatMessage,
-        ChatMessageChunk,
-        FunctionMessage,
-        FunctionMessageChunk,
-        HumanMessage,
-        HumanMessageChunk,
-        RemoveMessage,
-        SystemMessage,
-        SystemMessageChunk,
-        ToolMessage,
-        ToolMessageChunk,
-    }
-)
 _SCALARS = frozenset({int, float, bool, type(None)})
 _CONTAINERS = frozenset({list, dict})
 # Exact for everything msgpack knows by itself; anything else makes packb raise, and the message is
@@ -365,128 +333,7 @@ class Encoder:
 
 # --- and back
 
-_new = object.__new__
-_IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
-
-
-def _copy_plain(value: Any) -> Any:
-    kind = type(value)
-    if kind is list:
-        return [_copy_plain(v) for v in value]
-    if kind is dict:
-        return {k: _copy_plain(v) for k, v in value.items()}
-    return value
-
-
-def _copier(value: Any) -> Callable[[Any], Any] | None:
-    """How to copy a field so that the copy shares nothing mutable; None if there is no safe way."""
-    kind = type(value)
-    if kind is not list and kind is not dict:
-        return None
-    parts = list(value) if kind is list else list(value.values())
-    if all(type(p) in _IMMUTABLE for p in parts):
-        return kind.copy
-    if all(type(p) in _IMMUTABLE or _copier(p) is not None for p in parts):
-        return _copy_plain
-    return None
-
-
 _NO_IDS: Mapping[int, tuple[str, int]] = {}
-
-
-class Original:
-    """A decoded message that is handed out as copies only."""
-
-    __slots__ = ("recipe",)
-
-    def __init__(self, message: BaseMessage, mutable: Mapping[str, Callable[[Any], Any]]) -> None:
-        fields = vars(message)
-        names = frozenset(message.__pydantic_fields_set__)
-        complete = names >= type(message).model_fields.keys()
-        self.recipe: _Recipe = (
-            type(message),
-            fields,
-            tuple(name for name in mutable if fields[name] == {}),
-            tuple(name for name in mutable if fields[name] == []),
-            tuple((name, copier) for name, copier in mutable.items() if fields[name]),
-            names,
-            _interned.setdefault(names, names) if complete else None,
-            message.__pydantic_extra__,
-        )
-
-    @classmethod
-    def of(cls, message: Any) -> Original | None:
-        """None when the message holds something that cannot be copied safely."""
-        if type(message) not in MESSAGE_CLASSES or message.__pydantic_private__ is not None:
-            return None
-        mutable: dict[str, Callable[[Any], Any]] = {}
-        for name, value in message.__dict__.items():
-            if type(value) in _IMMUTABLE:
-                continue
-            copier = _copier(value)
-            if copier is None:
-                return None
-            mutable[name] = copier
-        extra = message.__pydantic_extra__
-        if extra and (_copier(extra) is None):
-            return None
-        return cls(message, mutable)
-
-
-# Class, fields, names of empty dicts, of empty lists, other mutable fields and how to copy them, names of
-# the fields that are set, the same if that is all of them, extra attributes.
-_Recipe = tuple[
-    type[BaseMessage],
-    dict[str, Any],
-    tuple[str, ...],
-    tuple[str, ...],
-    tuple[tuple[str, Callable[[Any], Any]], ...],
-    frozenset[str],
-    "frozenset[str] | None",
-    "dict[str, Any] | None",
-]
-_interned: dict[frozenset[str], frozenset[str]] = {}  # one for each class: looking it up compares nothing
-Sets = dict["frozenset[str] | None", "set[str]"]
-
-
-def copies(
-    originals: Iterable[Original], given: Iterable[tuple[str, int] | None], sets: Sets
-) -> Iterator[Any]:
-    """Copies that share nothing with other values, with the ids they are given.
-
-    A history of 50 snapshots of 2000 messages is 100,000 copies: this loop is most of its time. The
-    messages of one list share `sets`, which have the names of the fields that are set. Where that is all
-    of them nothing a message does can change what the set says of another, and a set for each would
-    take as long as all the rest.
-    """
-    for original, id_ in zip(originals, given, strict=True):
-        cls, fields, dicts, lists, others, names, whole, extra = original.recipe
-        copy = _new(cls)
-        fields = fields.copy()
-        if id_ is not None:
-            fields["id"] = id_[0]
-        for name in dicts:
-            fields[name] = {}
-        for name in lists:
-            fields[name] = []
-        for name, copier in others:
-            fields[name] = copier(fields[name])
-        _SET_FIELDS(copy, fields)
-        if whole is None:
-            _SET_FIELDS_SET(copy, set(names))
-        elif whole in sets:
-            _SET_FIELDS_SET(copy, sets[whole])
-        else:
-            _SET_FIELDS_SET(copy, sets.setdefault(whole, set(names)))
-        _SET_EXTRA(copy, _copy_plain(extra) if extra else extra if extra is None else {})
-        _SET_PRIVATE(copy, None)
-        yield copy
-
-
-_SET_FIELDS = BaseModel.__dict__["__dict__"].__set__
-_SET_FIELDS_SET = BaseModel.__dict__["__pydantic_fields_set__"].__set__
-_SET_EXTRA = BaseModel.__dict__["__pydantic_extra__"].__set__
-_SET_PRIVATE = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
 class Decoder:
