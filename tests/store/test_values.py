@@ -141,7 +141,7 @@ def test_what_is_no_json_is_refused(store: PostgresStore, trips: list[Any], valu
 
 
 def test_a_number_too_long_to_write_is_refused(store: PostgresStore, trips: list[Any]) -> None:
-    with pytest.raises(InvalidInputError, match="4300"):
+    with pytest.raises(InvalidInputError, match=r"limit \(4300( digits)?\)"):
         store.put(("n",), "k", {"n": 10**5000})
     assert not trips
 
