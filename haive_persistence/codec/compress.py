@@ -34,9 +34,8 @@ MAX_SIZE: Final = 1 << 30
 _FORMAT: Final = 0x10
 _RAW: Final = b"\x10"
 _NO_DICTIONARY: Final = 0x11  # a dictionary's number is added
-_TINY: Final = (
-    128  # records of this size hardly get shorter, and zstd gives up the interpreter lock each time
-)
+# Records this short hardly get shorter, and zstd gives up the interpreter lock for each.
+_TINY: Final = 128
 # On 500-byte messages level 6 saves 5 % over level 3 for 8 µs more; 19 saves 4 % more for 40 µs more.
 # Above a few KiB that time is no longer small.
 _LEVEL_SHORT: Final = 6

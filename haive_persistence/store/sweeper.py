@@ -1,7 +1,7 @@
 """A thread that deletes expired items now and then.
 
-Expired items are never shown, swept or not: sweeping only gives their space back. Any number of
-processes may sweep at once.
+Expired items are not shown, swept or not, unless the store was told to show them until then. Any
+number of processes may sweep at once.
 """
 
 from __future__ import annotations
