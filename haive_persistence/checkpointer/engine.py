@@ -108,12 +108,12 @@ class Engine:
                 new_versions,
                 id_,
                 parent if codec.sealed else None,
+                address.ns,
             )
             known[:] = [as_known]
             return "put", {
                 "id": id_,
                 "parent": parent,
-                "ns": address.ns,
                 "run_key": codec.run_key(str(run)) if run else None,
                 "labels": labels_of(kept_metadata, self.searchable),
                 "frozen": sorted(encoder.structural) or None,
@@ -256,7 +256,7 @@ class Engine:
         reader = self.reader(codec, address.thread, epoch)
         ns_key = address.ns_key
         writes: dict[bytes, list[records.Write]] = {}
-        for kind, id_, number, _, _, payload in rows:
+        for kind, id_, number, _, payload in rows:
             if kind == "f":
                 reader.open_frozen(number, payload)
             elif kind == "w":
@@ -268,14 +268,13 @@ class Engine:
                     address.thread,
                     address.thread_id_given,
                     ns_key,
-                    ns,
                     id_,
                     parent,
                     reader.open_head(ns_key, id_, parent, payload),
                     writes.get(id_, []),
                 ),
             )
-            for kind, id_, depth, parent, ns, payload in rows
+            for kind, id_, depth, parent, payload in rows
             if kind == "c"
         ]
         return reader, [s for _, s in sorted(stored, key=lambda pair: pair[0])]

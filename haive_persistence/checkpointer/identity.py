@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -99,6 +100,23 @@ def uuid_text(data: bytes) -> str:
     """16 bytes as `str(uuid.UUID(bytes=data))` writes them, four times as fast."""
     h = data.hex()
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+_UUID = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+
+
+def pack_uuids(data: bytes) -> list[bytes]:
+    """The bytes in parts: every second part is a UUID that was written out in them, as 16 bytes."""
+    parts = _UUID.split(data)
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    parts[1::2] = (bytes.fromhex(part.replace(b"-", b"").decode()) for part in parts[1::2])
+    return parts
+
+
+def unpack_uuids(parts: Sequence[bytes]) -> bytes:
+    """The bytes that `pack_uuids` packed."""
+    return b"".join(uuid_text(part).encode() if at % 2 else part for at, part in enumerate(parts))
 
 
 class Address:

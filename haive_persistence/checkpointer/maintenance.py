@@ -115,13 +115,12 @@ class Maintenance:
                 key,
                 None,
                 ns_key,
-                ns,
                 id_,
                 parent,
                 reader.open_head(ns_key, id_, parent, payload),
                 by_place.pop((ns_key, id_), []),
             )
-            for ns_key, id_, parent, ns, _, payload in heads
+            for ns_key, id_, parent, _, payload in heads
         ]
         if missing := reader.needed(checkpoints, "metadata"):
             await reader.fetch(tx, missing)
@@ -200,13 +199,12 @@ def _reseal_piece(
 def _reseal_head(
     codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
-    ns_key, run, id_, parent, ns, frozen, labels, head = row
+    ns_key, run, id_, parent, frozen, labels, head = row
     return {
         "ns_key": ns_key,
         "run_key": run,
         "id": id_,
         "parent": parent,
-        "ns": ns,
         "frozen": frozen,
         "labels": labels,
         "head": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
@@ -288,7 +286,7 @@ def all_but_latest(thread: _Thread) -> set[Place]:
         head = next(iter(line.values()))
         started = (thread.reader.metadata(head.head).get("parents") or {}).get("")
         origin = encode_id(started) if isinstance(started, str) and started else None
-        if ":" in head.ns and origin in roots and origin != latest_root:
+        if ":" in head.head.ns and origin in roots and origin != latest_root:
             doomed.update((ns_key, id_) for id_ in line)
         else:
             kept = _kept(thread.reader, line)

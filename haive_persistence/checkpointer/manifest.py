@@ -11,6 +11,7 @@ described by a *manifest*, which names pieces instead of holding them:
     [2, items]      a dict: its items one after the other
     [3, node, m]    a `Send` to `node` whose argument is manifest `m`
     [4, m]          a `_DeltaSnapshot` of manifest `m`
+    [5, bytes, uuid, bytes, …]  a small value, serialised, whose UUIDs take 16 bytes each
 
     items           a flat array of
                         start, n (n > 0)           pieces start … start+n-1, each a slice of the list
@@ -18,8 +19,9 @@ described by a *manifest*, which names pieces instead of holding them:
                         no, 0, first, count        `count` numbers of frozen sequence `no`, from `first`
                         [key | None, m]            one element (entry) with a manifest of its own
 
-Numbers in `items` are written as differences to the number expected next, so that an append-only
-list is one range and costs a few bytes however long it is. A sequence that falls into many ranges
+Numbers in `items` are written as differences to the number expected next, at first to where such
+pieces begin in the lane of `base` (`_FROM`), so that an append-only list is one range and costs a
+few bytes however long it is. A sequence that falls into many ranges
 is *frozen*: written once as a piece of its own, and from then on named by a slice of it.
 """
 
@@ -30,7 +32,11 @@ from typing import Any, NamedTuple
 
 import ormsgpack
 
-LEAF, LIST, DICT, SEND, SNAPSHOT = range(5)
+LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
+
+# Where the parts of a lane begin: slices of lists, ids given to messages, and everything else.
+OTHER_AT, IDS_AT, LISTS_AT = 0, 1 << 18, 1 << 19
+_FROM = {LIST: (LISTS_AT, IDS_AT), DICT: (OTHER_AT,)}
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces
 Entry = tuple[str | None, Manifest]  # (key or None, manifest) of one element that has its own
@@ -71,6 +77,11 @@ def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             start, end = no, no + 1
         yield start, end - start
         return
+
+
+def items_of(manifest: Manifest, base: int) -> Iterator[tuple[Sequence[Any], int]]:
+    """The items of a list or dict (a list's: slices, then ids), each with the number they count from."""
+    return zip(manifest[1:], (base + start for start in _FROM[manifest[0]]), strict=False)
 
 
 def encode_items(parts: Iterable[Part], base: int) -> list[Any]:
@@ -153,12 +164,12 @@ def frozen_numbers(manifest: Manifest, base: int) -> Iterator[int]:
     if kind in (SEND, SNAPSHOT):
         yield from frozen_numbers(manifest[-1], base)
     elif kind in (LIST, DICT):
-        for items in manifest[1:]:
-            yield from _frozen_in(items, base)
+        for items, start in items_of(manifest, base):
+            yield from _frozen_in(items, start, base)
 
 
-def _frozen_in(items: Sequence[Any], base: int) -> Iterator[int]:
-    expected, at = base, 0
+def _frozen_in(items: Sequence[Any], start: int, base: int) -> Iterator[int]:
+    expected, at = start, 0
     while at < len(items):
         head = items[at]
         if type(head) is list:
@@ -183,11 +194,11 @@ def piece_numbers(
         yield base + manifest[1], 1
     elif kind in (SEND, SNAPSHOT):
         yield from piece_numbers(manifest[-1], base, frozen)
-    else:
+    elif kind in (LIST, DICT):
         for no in frozen_numbers(manifest, base):
             yield no, 1
-        for items in manifest[1:]:
-            for part in decode_items(items, base, frozen):
+        for items, start in items_of(manifest, base):
+            for part in decode_items(items, start, frozen):
                 if isinstance(part, tuple):
                     yield part
                 else:
@@ -196,7 +207,7 @@ def piece_numbers(
 
 def rebase(manifest: Manifest, by: int) -> Manifest:
     """The same manifest, counted from a base that is `by` lower."""
-    if type(manifest) is not list or not manifest or by == 0:
+    if type(manifest) is not list or not manifest or by == 0 or manifest[0] == PACKED:
         return manifest
     kind = manifest[0]
     if kind == LEAF:

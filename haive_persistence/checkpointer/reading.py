@@ -61,7 +61,6 @@ class Stored(NamedTuple):
     thread: uuid.UUID
     thread_id: Any
     ns_key: int
-    ns: str
     id: bytes
     parent: bytes | None
     head: records.Head
@@ -177,7 +176,7 @@ class ThreadReader:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.head)
         self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
-        address = {"thread_id": s.thread_id, "checkpoint_ns": s.ns}
+        address = {"thread_id": s.thread_id, "checkpoint_ns": s.head.ns}
         checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
@@ -203,10 +202,12 @@ class ThreadReader:
         """
         slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
         for w in sorted(writes, key=lambda w: (w.time, w.no)):
-            for at, (name, m) in enumerate(zip(self._template(w.template), w.manifests, strict=True)):
+            of_node, *names = self._template(w.template)
+            path = w.task_path if of_node is None else of_node
+            for at, (name, m) in enumerate(zip(names, w.manifests, strict=True)):
                 slot = w.task_id, WRITES_IDX_MAP.get(name, at)
                 if w.upsert or slot not in slots:
-                    slots[slot] = (w.task_path, name, m, w.base)
+                    slots[slot] = (path, name, m, w.base)
         in_order = sorted(
             (
                 (writes_sort_key(path, decode_id(task), idx), task, name, m, base)
@@ -254,8 +255,6 @@ def open_rows(
         elif thread in readers:
             head = readers[thread].open_head(ns_key, id_, other, payload)
             stored.append(
-                Stored(
-                    thread, thread_ids[thread], ns_key, text, id_, other, head, writes[thread, ns_key, id_]
-                )
+                Stored(thread, thread_ids[thread], ns_key, id_, other, head, writes[thread, ns_key, id_])
             )
     return stored, readers

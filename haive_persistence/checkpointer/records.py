@@ -3,7 +3,7 @@
 Both are msgpack arrays and begin with the number of their format; a reader knows every format
 up to its own and says so when it meets a newer one.
 
-    head     [1, base, template, v, ts, versions, seen, updated, metadata, values, extra, parent]
+    head     [1, base, template, v, ts, versions, seen, updated, metadata, values, extra, parent, ns]
     payload  [1, base, template, time, task_id, task_path, upsert, manifest, manifest, …]
 
 `base` is the number the manifests count from (in a write, how far below the row's own number that
@@ -12,7 +12,9 @@ hardly change from one checkpoint of a thread to the next; `versions`, `metadata
 in the order of those names. Times are microseconds since the time in the checkpoint's UUID version 6,
 or the whole ISO text (in a write, microseconds since 1970) where that would not say it exactly.
 `parent` is the parent's id when the codec seals, so that nobody can hang a checkpoint elsewhere;
-else None.
+else None. `ns` is the namespace's name; where UUIDs are in it, in the parts of `pack_uuids`. A write's
+template begins with its `task_path` if that is a node's, the same in every step, and else with None;
+`task_path` is then the other.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer.identity import decode_id
+from haive_persistence.checkpointer.identity import decode_id, pack_uuids, unpack_uuids
 from haive_persistence.checkpointer.split import Decoder, Encoder
 from haive_persistence.checkpointer.thread_log import Batch, KnownHead
 from haive_persistence.errors import DecodeError
@@ -30,6 +32,7 @@ from haive_persistence.errors import DecodeError
 FORMAT = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_PULL = "~__pregel_pull, "  # how the path of a task that an edge started begins; its node's name follows
 _KNOWN = frozenset(
     {"v", "id", "ts", "channel_values", "channel_versions", "versions_seen", "updated_channels"}
 )
@@ -79,6 +82,11 @@ class Head(NamedTuple):
     fields: list[Any]
 
     @property
+    def ns(self) -> str:
+        ns: str | list[bytes] = self.fields[12]
+        return ns if isinstance(ns, str) else unpack_uuids(ns).decode()
+
+    @property
     def values(self) -> list[mf.Manifest]:
         return list(self.fields[9])
 
@@ -97,6 +105,7 @@ def encode_head(
     new_versions: Mapping[str, Any],
     checkpoint_id: bytes,
     parent: bytes | None,
+    ns: str,
 ) -> tuple[bytes, KnownHead]:
     """A checkpoint's record. Channels whose version is the parent's keep the parent's manifests."""
     versions: Mapping[str, Any] = checkpoint["channel_versions"]
@@ -131,8 +140,14 @@ def encode_head(
         list(manifests.values()),
         [encoder.encode(v) for v in extra.values()],
         parent,
+        _packed(ns),
     ]
     return mf.pack(record), KnownHead(dict(versions), manifests, batch.base)
+
+
+def _packed(ns: str) -> str | list[bytes]:
+    parts = pack_uuids(ns.encode()) if ns else ()
+    return list(parts) if len(parts) > 1 else ns
 
 
 def missing_values(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any]) -> list[str]:
@@ -218,7 +233,7 @@ class Write(NamedTuple):
     template: int
     time: int
     task_id: bytes
-    task_path: str
+    task_path: str | None
     upsert: bool
     manifests: list[mf.Manifest]
 
@@ -234,10 +249,13 @@ def encode_write(
     upsert: bool,
 ) -> bytes:
     """The record of a `put_writes` call; `now` is microseconds since 1970."""
-    template = batch.intern("template", mf.pack([channel for channel, _ in writes]))
+    task_id, path = task
+    of_node, other = (path, None) if path.startswith(_PULL) else (None, path)
+    template = batch.intern("template", mf.pack([of_node, *(channel for channel, _ in writes)]))
     manifests = [encoder.encode(value) for _, value in writes]
     time = now - id_time(checkpoint_id)
-    return mf.pack([FORMAT, no - batch.base, template - batch.base, time, *task, upsert, *manifests])
+    numbers = no - batch.base, template - batch.base
+    return mf.pack([FORMAT, *numbers, time, task_id, other, upsert, *manifests])
 
 
 def open_write(no: int, checkpoint_id: bytes, data: bytes) -> Write:

@@ -14,7 +14,7 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import ormsgpack
@@ -22,13 +22,14 @@ from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer.identity import uuid_text
+from haive_persistence.checkpointer.identity import pack_uuids, unpack_uuids, uuid_text
 from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Sets, copies
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
 
 TINY = 40  # bytes; serialised values up to this stay in the manifest
+SHORT = 128  # bytes; so do serialised values up to this whose UUIDs, packed, leave no more than TINY
 LARGE = 1024  # bytes; a channel's list or dict above this is split
 LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
@@ -149,7 +150,7 @@ class Encoder:
         if kind is list and rough_size(value, threshold) > threshold:
             return self._list(value)
         if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:
-            return [mf.DICT, self._items(self._dict_parts(value))]
+            return [mf.DICT, self._items(self._dict_parts(value), mf.OTHER_AT)]
         if kind is _DeltaSnapshot:
             return [mf.SNAPSHOT, self.encode(value.value)]
         if kind is self._send_class and getattr(value, "timeout", None) is None and type(value.node) is str:
@@ -165,18 +166,20 @@ class Encoder:
         data = self._dump(value)
         if len(data) <= TINY:
             return data
+        if len(data) <= SHORT and len(parts := pack_uuids(data)) > 1 and sum(map(len, parts)) <= TINY:
+            return [mf.PACKED, *parts]
         return [mf.LEAF, self._batch.intern("value", data) - self._batch.base]
 
     # --- lists
 
     def _list(self, value: list[Any]) -> mf.Manifest:
         ids = _Ids()
-        items = self._items(self._list_parts(value, ids))
+        items = self._items(self._list_parts(value, ids), mf.LISTS_AT)
         if ids.new:
             self._give_ids(ids)
         if not ids.by_piece:
             return [mf.LIST, items]
-        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())))]
+        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())), mf.IDS_AT)]
 
     def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
         parts: list[Any] = []
@@ -296,10 +299,13 @@ class Encoder:
 
     # --- sequences of pieces
 
-    def _items(self, parts: list[Any]) -> list[Any]:
-        """Parts as the items of a manifest; a sequence of many ranges is frozen, or names one that is."""
-        base = self._batch.base
-        if len(parts) > GRID and (named := self._after_frozen(parts)) is not None:
+    def _items(self, parts: list[Any], at: int) -> list[Any]:
+        """Parts as the items of a manifest; a sequence of many ranges is frozen, or names one that is.
+
+        `at`: the part of the lane that their pieces are from.
+        """
+        base = self._batch.base + at
+        if len(parts) > GRID and (named := self._after_frozen(parts, base)) is not None:
             return named
         items = mf.encode_items(parts, base)
         if self._fits(items) or not all(type(p) is int for p in parts):
@@ -315,12 +321,12 @@ class Encoder:
     def _fits(items: list[Any]) -> bool:
         return len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES
 
-    def _after_frozen(self, parts: list[Any]) -> list[Any] | None:
+    def _after_frozen(self, parts: list[Any], base: int) -> list[Any] | None:
         """The common case of a long list: a frozen sequence, then what was appended since."""
         for no, numbers in self._batch.candidates():
             if len(numbers) <= len(parts) and parts[: len(numbers)] == numbers:
                 tail: list[Any] = [mf.Slice(no, 0, len(numbers)), *parts[len(numbers) :]]
-                items = mf.encode_items(tail, self._batch.base)
+                items = mf.encode_items(tail, base)
                 if self._fits(items):
                     return self._named(no, items)
         return None
@@ -342,7 +348,7 @@ class Decoder:
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
         self._log = log
-        self._last_ids: tuple[list[Any], int, Mapping[int, tuple[str, int]]] | None = None
+        self._last_ids: tuple[Sequence[Any], int, Mapping[int, tuple[str, int]]] | None = None
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
         if type(manifest) is bytes:
@@ -355,7 +361,9 @@ class Decoder:
         if kind == mf.LIST:
             return self._list(manifest, base)
         if kind == mf.DICT:
-            return self._dict(manifest[1], base)
+            return self._dict(manifest, base)
+        if kind == mf.PACKED:
+            return self._load(unpack_uuids(manifest[1:]))
         if kind == mf.SNAPSHOT:
             return _DeltaSnapshot(self.decode(manifest[1], base))
         if kind == mf.SEND:
@@ -374,9 +382,10 @@ class Decoder:
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         pieces = self._log.pieces
-        ids = self._ids(manifest[2], base) if len(manifest) > 2 else _NO_IDS
+        (items, start), *given = mf.items_of(manifest, base)
+        ids = self._ids(*given[0]) if given else _NO_IDS
         sets: Sets = {}
-        for part in mf.decode_items(manifest[1], base, self._log.frozen):
+        for part in mf.decode_items(items, start, self._log.frozen):
             if isinstance(part, list):
                 out.append(self.decode(part[1], base))
                 continue
@@ -392,7 +401,7 @@ class Decoder:
                     out += self._slice(no, piece, ids.get(no))
         return out
 
-    def _ids(self, items: list[Any], base: int) -> Mapping[int, tuple[str, int]]:
+    def _ids(self, items: Sequence[Any], base: int) -> Mapping[int, tuple[str, int]]:
         """Message piece -> (id, id piece). One checkpoint's are often those of the next."""
         if self._last_ids is not None and self._last_ids[:2] == (items, base):
             return self._last_ids[2]
@@ -435,10 +444,11 @@ class Decoder:
             placed = no if given is None else (no, given[1])
             self._log.known.setdefault(key_of(type(message), fields), placed)
 
-    def _dict(self, items: list[Any], base: int) -> dict[str, Any]:
+    def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
         log = self._log
-        for part in mf.decode_items(items, base, log.frozen):
+        ((items, start),) = mf.items_of(manifest, base)
+        for part in mf.decode_items(items, start, log.frozen):
             if isinstance(part, list):
                 out[part[0]] = self.decode(part[1], base)
                 continue

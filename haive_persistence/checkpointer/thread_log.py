@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
+from haive_persistence.checkpointer import manifest as mf
+
 LANE_BITS = 20
 LANE_SIZE = 1 << LANE_BITS
 OTHER, IDS, LISTS = 0, 1, 2  # the parts of a lane
-_STARTS = (0, LANE_SIZE // 4, LANE_SIZE // 2)
+_STARTS = (mf.OTHER_AT, mf.IDS_AT, mf.LISTS_AT)
 _ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first

@@ -24,7 +24,6 @@ CREATE TABLE haive.checkpoint (
     checkpoint_id bytea NOT NULL,
     parent_id bytea,
     tenant_id text COLLATE "C" NOT NULL,
-    ns text COLLATE "C" NOT NULL,
     frozen bigint[],
     labels jsonb,
     head bytea NOT NULL,
@@ -40,7 +39,7 @@ CREATE TABLE haive.pending_write (
     tenant_id text COLLATE "C" NOT NULL,
     frozen bigint[],
     payload bytea NOT NULL,
-    PRIMARY KEY (thread_key, ns_key, checkpoint_id, no)
+    PRIMARY KEY (thread_key, checkpoint_id, no)
 );
 
 CREATE TABLE haive.data_key (
@@ -59,28 +58,8 @@ ALTER TABLE haive.pending_write ALTER COLUMN payload SET STORAGE EXTERNAL;
 -- Payloads of 2 to 4 kB stay in their row: apart they would take a tenth more, and a second look-up.
 ALTER TABLE haive.piece SET (toast_tuple_target = 4080);
 
-ALTER TABLE haive.thread ENABLE ROW LEVEL SECURITY;
-ALTER TABLE haive.thread FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON haive.thread
-    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
-    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
-ALTER TABLE haive.piece ENABLE ROW LEVEL SECURITY;
-ALTER TABLE haive.piece FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON haive.piece
-    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
-    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
-ALTER TABLE haive.checkpoint ENABLE ROW LEVEL SECURITY;
-ALTER TABLE haive.checkpoint FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON haive.checkpoint
-    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
-    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
-ALTER TABLE haive.pending_write ENABLE ROW LEVEL SECURITY;
-ALTER TABLE haive.pending_write FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON haive.pending_write
-    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
-    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
-ALTER TABLE haive.data_key ENABLE ROW LEVEL SECURITY;
-ALTER TABLE haive.data_key FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON haive.data_key
-    USING (tenant_id = NULLIF(current_setting('haive.tenant', true), ''))
-    WITH CHECK (tenant_id = NULLIF(current_setting('haive.tenant', true), ''));
+CALL haive.isolate_tenants('thread');
+CALL haive.isolate_tenants('piece');
+CALL haive.isolate_tenants('checkpoint');
+CALL haive.isolate_tenants('pending_write');
+CALL haive.isolate_tenants('data_key');

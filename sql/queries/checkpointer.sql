@@ -1,7 +1,7 @@
 -- Queries of the checkpointer. Rows of the reading ones share one shape, so that a checkpoint and all
 -- that belongs to it come in one round trip:
 --   kind 't' thread      number = epoch
---   kind 'c' checkpoint  id, number = depth, other = parent's id, ns, payload = head
+--   kind 'c' checkpoint  id, number = depth, other = parent's id, payload = head
 --   kind 'w' write       id of its checkpoint, number = no, payload
 --   kind 'f' frozen      number = no, payload: a frozen sequence that a checkpoint or write names
 
@@ -25,8 +25,8 @@ SELECT %(thread)s, p.no, %(tenant)s, p.payload
 FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload) WHERE p.no <> 0
 
 -- part: checkpoint
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(frozen)s, %(labels)s::jsonb, %(head)s
 
 -- part: once_more
 -- A checkpoint that is put again.
@@ -71,12 +71,12 @@ WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces *
 -- The same in a confirmed lane. A row that is there is this one: its answer was lost, and it was sent again.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, no) DO NOTHING)
 /* pending_write */ FROM held
-ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+ON CONFLICT (thread_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: write_bare
 -- The same without pieces.
 /* pending_write */ FROM /* held */
-ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+ON CONFLICT (thread_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
@@ -91,17 +91,17 @@ FROM c CROSS JOIN LATERAL (
     OFFSET 0) AS w
 
 -- part: rows
-SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::text, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
-UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, ns, head FROM c
-UNION ALL SELECT 'w', checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL SELECT 'f', NULL, p.no, NULL, NULL, p.payload FROM haive.piece p
+SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
+UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, head FROM c
+UNION ALL SELECT 'w', checkpoint_id, no, NULL, payload FROM w
+UNION ALL SELECT 'f', NULL, p.no, NULL, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s
   AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM c UNION SELECT unnest(frozen) FROM w))
 
 -- name: get_latest
 -- The latest checkpoint of a namespace.
 WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
+    SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
     ORDER BY checkpoint_id DESC LIMIT 1
 ), w AS MATERIALIZED (/* writes */)
@@ -110,7 +110,7 @@ WITH c AS MATERIALIZED (
 -- name: get_one
 -- One checkpoint by its id.
 WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
+    SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
 ), w AS MATERIALIZED (/* writes */)
 /* rows */;
@@ -118,14 +118,14 @@ WITH c AS MATERIALIZED (
 -- name: get_ancestors
 -- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes.
 WITH RECURSIVE c AS (
-    (SELECT checkpoint_id, parent_id, ns, frozen, head, 0 AS depth FROM haive.checkpoint
+    (SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
      WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
        AND (%(id)s::bytea IS NULL OR checkpoint_id = %(id)s)
      ORDER BY checkpoint_id DESC LIMIT 1)
     UNION ALL
-    SELECT p.checkpoint_id, p.parent_id, p.ns, p.frozen, p.head, c.depth + 1
+    SELECT p.checkpoint_id, p.parent_id, p.frozen, p.head, c.depth + 1
     FROM c CROSS JOIN LATERAL (
-        SELECT checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+        SELECT checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
         WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
         LIMIT 1) AS p
     WHERE c.depth < %(depth)s
@@ -151,7 +151,7 @@ WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s;
 -- checkpoints come last, in the order of the page.
 
 -- part: columns
-SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+SELECT thread_key, ns_key, checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
 
 -- part: wanted
 -- Older than `before`, and with these labels, as far as they are labelled: the rest is decided by their metadata.
@@ -160,7 +160,7 @@ SELECT thread_key, ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive
        OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
 
 -- part: all_of_page
-), w AS MATERIALIZED (
+w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
     FROM page CROSS JOIN LATERAL (
         SELECT * FROM haive.pending_write
@@ -175,7 +175,7 @@ FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
 UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
 FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
 UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, ns, head
+UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, head
            FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC)
 
 -- name: list_namespace
@@ -185,7 +185,7 @@ WITH page AS MATERIALIZED (
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR checkpoint_id < %(after_id)s)
     ORDER BY checkpoint_id DESC LIMIT %(limit)s
-/* all_of_page */;
+), /* all_of_page */;
 
 -- name: list_thread
 -- A page of one thread's checkpoints, newest first.
@@ -194,7 +194,7 @@ WITH page AS MATERIALIZED (
     WHERE thread_key = %(thread)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR (checkpoint_id, ns_key) < (%(after_id)s, %(after_ns)s::bigint))
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
-/* all_of_page */;
+), /* all_of_page */;
 
 -- name: list_one
 -- One checkpoint in whichever namespaces of a thread have it.
@@ -204,7 +204,7 @@ WITH page AS MATERIALIZED (
       AND (%(ns_key)s::bigint IS NULL OR ns_key = %(ns_key)s)
       AND (%(after_id)s::bytea IS NULL OR ns_key < %(after_ns)s::bigint)
     ORDER BY ns_key DESC LIMIT %(limit)s
-/* all_of_page */;
+), /* all_of_page */;
 
 -- name: list_all
 -- A page of all the tenant's checkpoints, newest first.
@@ -214,7 +214,7 @@ WITH page AS MATERIALIZED (
       AND (%(after_id)s::bytea IS NULL
            OR (checkpoint_id, thread_key, ns_key) < (%(after_id)s, %(after_thread)s::uuid, %(after_ns)s::bigint))
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
-/* all_of_page */;
+), /* all_of_page */;
 
 -- name: delete_thread
 -- The thread's row first: it waits for the statements that hold it, and later ones find no thread.
@@ -242,7 +242,7 @@ UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s;
 
 -- name: all_heads
 -- Every checkpoint of a thread, newest first.
-SELECT ns_key, checkpoint_id, parent_id, ns, frozen, head FROM haive.checkpoint
+SELECT ns_key, checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
 WHERE thread_key = %(thread)s ORDER BY ns_key, checkpoint_id DESC;
 
 -- name: all_writes
@@ -298,8 +298,8 @@ ON CONFLICT (thread_key, no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
+SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head
 FROM haive.checkpoint WHERE thread_key = %(thread)s
 /* once_more */;
 
@@ -308,11 +308,11 @@ FROM haive.checkpoint WHERE thread_key = %(thread)s
 INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
 SELECT %(target)s, ns_key, no, checkpoint_id, tenant_id, frozen, payload
 FROM haive.pending_write WHERE thread_key = %(thread)s
-ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO NOTHING;
+ON CONFLICT (thread_key, checkpoint_id, no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
-SELECT ns_key, run_key, checkpoint_id, parent_id, ns, frozen, labels, head
+SELECT ns_key, run_key, checkpoint_id, parent_id, frozen, labels, head
 FROM haive.checkpoint WHERE thread_key = %(thread)s;
 
 -- name: insert_pieces
@@ -322,15 +322,15 @@ ON CONFLICT (thread_key, no) DO NOTHING;
 
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, ns, frozen, labels, head)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(ns)s, %(frozen)s, %(labels)s::jsonb, %(head)s)
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
+VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(frozen)s, %(labels)s::jsonb, %(head)s)
 /* once_more */;
 
 -- name: insert_writes
 -- One pending write of a copy.
 INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
 VALUES (%(target)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s)
-ON CONFLICT (thread_key, ns_key, checkpoint_id, no) DO NOTHING;
+ON CONFLICT (thread_key, checkpoint_id, no) DO NOTHING;
 
 -- name: data_keys
 -- The tenant's wrapped data keys.

@@ -28,6 +28,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 TENANTS = {"fixture": None, "fixture-sealed": bytes(range(32))}
 TABLES = ("thread", "piece", "checkpoint", "pending_write", "data_key")
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+TASK = "33333333-3333-4333-8333-333333333333"
+SUBGRAPH: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": f"worker:{TASK}"}}
 
 
 def conversation(length: int) -> list[Any]:
@@ -66,22 +68,38 @@ def steps() -> list[dict[str, Any]]:
 def write(saver: Checkpointer) -> None:
     config = CONFIG
     for step, values in enumerate(steps()):
-        checkpoint: Any = {
-            "v": 4,
-            "id": f"1f1e537d-cb5{step}-613a-8000-5f4a9e8196aa" if step else "checkpoint-zero",
-            "ts": f"2026-11-20T10:00:0{step}.123456+00:00",
-            "channel_values": values,
-            "channel_versions": dict.fromkeys(values, step + 1),
-            "versions_seen": {"node": dict.fromkeys(values, step)},
-            "updated_channels": list(values),
-        }
-        metadata: Any = {"source": "loop", "step": step, "parents": {}, "run_id": "run", "user": "x" * 60}
-        config = saver.put(config, checkpoint, metadata, checkpoint["channel_versions"])
+        config = put(saver, config, step, values, {})
+    put(
+        saver,
+        SUBGRAPH,
+        4,
+        {"messages": steps()[0]["messages"]},
+        {"": config["configurable"]["checkpoint_id"]},
+    )
     saver.put_writes(config, [("messages", conversation(2)), ("branch:to:x", None)], "task-1", "~pull, x")
+    saver.put_writes(config, [("n", 7)], TASK, "~__pregel_pull, worker")
     saver.put_writes(config, [("__interrupt__", "ask")], "22222222-2222-4222-8222-222222222222")
 
 
+def put(saver: Checkpointer, config: Any, step: int, values: dict[str, Any], parents: dict[str, str]) -> Any:
+    checkpoint: Any = {
+        "v": 4,
+        "id": f"1f1e537d-cb5{step}-613a-8000-5f4a9e8196aa" if step else "checkpoint-zero",
+        "ts": f"2026-11-20T10:00:0{step}.123456+00:00",
+        "channel_values": values,
+        "channel_versions": dict.fromkeys(values, step + 1),
+        "versions_seen": {"node": dict.fromkeys(values, step)},
+        "updated_channels": list(values),
+    }
+    metadata: Any = {"source": "loop", "step": step, "parents": parents, "run_id": "run", "user": "x" * 60}
+    return saver.put(config, checkpoint, metadata, checkpoint["channel_versions"])
+
+
 def check(saver: Checkpointer) -> None:
+    (inner,) = (t for t in saver.list({"configurable": {"thread_id": "t"}}) if t.metadata["parents"])
+    assert inner.config["configurable"]["checkpoint_ns"] == SUBGRAPH["configurable"]["checkpoint_ns"]
+    assert inner.metadata["parents"] == {"": "1f1e537d-cb54-613a-8000-5f4a9e8196aa"}
+    assert inner.checkpoint["channel_values"] == {"messages": steps()[0]["messages"]}
     found = list(saver.list(CONFIG))
     found.sort(key=lambda t: t.metadata["step"])
     assert [t.checkpoint["channel_values"] for t in found] == steps()
@@ -90,6 +108,7 @@ def check(saver: Checkpointer) -> None:
     assert found[4].parent_config == found[3].config
     assert found[4].pending_writes == [
         ("22222222-2222-4222-8222-222222222222", "__interrupt__", "ask"),
+        (TASK, "n", 7),
         ("task-1", "messages", conversation(2)),
         ("task-1", "branch:to:x", None),
     ]

@@ -62,6 +62,7 @@ def test_nothing_is_readable_and_everything_comes_back(
     sealed: Checkpointer, database: Database, admin: psycopg.Connection[Any]
 ) -> None:
     fill(sealed)
+    store(sealed, {"ssn": SECRET}, thread(ns=f"{SECRET}:task"))
     for table, column in TABLES.items():
         for row in admin.execute(f"SELECT to_jsonb(t) - '{column}', t.{column} FROM haive.{table} t"):  # type: ignore[arg-type]
             assert SECRET not in json.dumps(row[0])

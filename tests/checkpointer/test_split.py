@@ -66,7 +66,12 @@ def exactly(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-text = st.text(max_size=80) | st.text(alphabet="ab", min_size=100, max_size=1500)
+uuids = st.uuids().map(str)
+text = (
+    st.text(max_size=80)
+    | st.text(alphabet="ab", min_size=100, max_size=1500)
+    | st.lists(uuids | uuids.map(str.upper) | st.text(max_size=9), max_size=3).map("".join)
+)
 atoms = (
     st.none()
     | st.booleans()
@@ -79,7 +84,7 @@ messages = st.builds(
     lambda cls, content, id_, kwargs: cls(content, id=id_, additional_kwargs=kwargs),
     st.sampled_from([HumanMessage, AIMessage]),
     text,
-    st.none() | st.uuids().map(str) | st.just("run-1"),
+    st.none() | uuids | st.just("run-1"),
     st.dictionaries(st.text(max_size=5), st.integers(-5, 5) | st.booleans(), max_size=2),
 )
 values = st.recursive(
@@ -221,6 +226,18 @@ def test_numbers_lists_are_stored_in_slices() -> None:
     before = len(thread.stored)
     thread.write([*embedding, 0.5])
     assert len(thread.stored) <= before + 1
+
+
+def test_a_few_uuids_stay_in_the_manifest() -> None:
+    """As LangGraph's `parents` in the metadata of every checkpoint of a subgraph."""
+    thread = Thread()
+    parents = {"": str(uuid.UUID(int=7))}
+    manifest, base = thread.write(parents)
+    assert not thread.stored
+    assert len(mf.pack(manifest)) < 30
+    assert thread.read(manifest, base) == parents
+    thread.write({"request": f"{uuid.UUID(int=8)}, which is more than a name: it has a text as well"})
+    assert len(thread.stored) == 1
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(0, 1000), st.integers(-50, 50))
