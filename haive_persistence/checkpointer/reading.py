@@ -203,7 +203,7 @@ class ThreadReader:
         slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
         for w in sorted(writes, key=lambda w: (w.time, w.no)):
             of_node, *names = self._template(w.template)
-            path = w.task_path if of_node is None else of_node
+            path: str = of_node or w.task_path or ""
             for at, (name, m) in enumerate(zip(names, w.manifests, strict=True)):
                 slot = w.task_id, WRITES_IDX_MAP.get(name, at)
                 if w.upsert or slot not in slots:
