@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any, cast
 
 import ormsgpack
@@ -23,7 +24,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import pack_uuids, unpack_uuids, uuid_text
-from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Sets, copies
+from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Run
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
@@ -339,7 +340,12 @@ class Encoder:
 
 # --- and back
 
-_NO_IDS: Mapping[int, tuple[str, int]] = {}
+Ids = Mapping[int, tuple[str, int]]  # message piece -> the id it is given, and the piece that gives it
+_NO_IDS: Ids = {}
+
+
+def _given(ids: Ids, numbers: Sequence[int]) -> list[str | None] | None:
+    return [given and given[0] for given in map(ids.get, numbers)] if ids else None
 
 
 class Decoder:
@@ -348,7 +354,8 @@ class Decoder:
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
         self._log = log
-        self._last_ids: tuple[Sequence[Any], int, Mapping[int, tuple[str, int]]] | None = None
+        self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
+        self._runs: dict[int, Run] = {}  # by the number of their first piece
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
         if type(manifest) is bytes:
@@ -381,27 +388,16 @@ class Decoder:
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
-        pieces = self._log.pieces
         (items, start), *given = mf.items_of(manifest, base)
         ids = self._ids(*given[0]) if given else _NO_IDS
-        sets: Sets = {}
         for part in mf.decode_items(items, start, self._log.frozen):
             if isinstance(part, list):
                 out.append(self.decode(part[1], base))
-                continue
-            numbers = range(part[0], part[0] + part[1])
-            found = [pieces[no] for no in numbers]
-            if set(map(type, found)) == {Original}:
-                out += copies(found, map(ids.get, numbers), sets)
-                continue
-            for no, piece in zip(numbers, found, strict=True):
-                if type(piece) is Original:
-                    out += copies((piece,), (ids.get(no),), sets)
-                else:
-                    out += self._slice(no, piece, ids.get(no))
+            else:
+                out += self._slices(range(part[0], part[0] + part[1]), ids)
         return out
 
-    def _ids(self, items: Sequence[Any], base: int) -> Mapping[int, tuple[str, int]]:
+    def _ids(self, items: Sequence[Any], base: int) -> Ids:
         """Message piece -> (id, id piece). One checkpoint's are often those of the next."""
         if self._last_ids is not None and self._last_ids[:2] == (items, base):
             return self._last_ids[2]
@@ -416,33 +412,57 @@ class Decoder:
         self._last_ids = (items, base, out)
         return out
 
-    def _slice(self, no: int, data: bytes, given: tuple[str, int] | None) -> list[Any]:
-        """The elements of a piece met as bytes. A message that is met again is kept decoded from then on."""
-        elements: list[Any] = self._load(data)
-        log = self._log
-        message = elements[0] if len(elements) == 1 else None
-        if message is None or type(message) not in MESSAGE_CLASSES:
-            log.known.setdefault(key_of("list", data), no)
-            return elements
-        if no in log.met and (original := Original.of(message)) is not None:
-            log.pieces[no] = original
-            log.bytes_held += 3 * len(data) + 1000
-            return list(copies((original,), (given,), {}))
-        if given is not None:
-            message.__dict__["id"] = given[0]
-        if no not in log.met:
-            log.met.add(no)
-            self._register(no, message, data, given)
-        return elements
+    def _slices(self, numbers: range, ids: Ids) -> list[Any]:
+        """The elements of some pieces."""
+        run = self._runs.get(numbers.start)
+        if run is not None and run.length >= len(numbers):
+            return run.copies(_given(ids, numbers), len(numbers))
+        pieces = self._log.pieces
+        fresh = self._fresh([no for no in numbers if type(pieces[no]) is not Original], ids)
+        if not fresh:
+            run = self._runs[numbers.start] = Run([pieces[no] for no in numbers])
+            return run.copies(_given(ids, numbers))
+        if len(fresh) == len(numbers):
+            return list(chain.from_iterable(fresh.values()))
+        out: list[Any] = []
+        for is_fresh, part in groupby(numbers, fresh.__contains__):
+            some = list(part)
+            if is_fresh:
+                out += chain.from_iterable(map(fresh.__getitem__, some))
+            else:
+                out += Run([pieces[no] for no in some]).copies(_given(ids, some))
+        return out
 
-    def _register(self, no: int, message: BaseMessage, data: bytes, given: tuple[str, int] | None) -> None:
-        """So that the message is known when it is put again."""
-        fields = message_key(message)
-        if fields is None:
-            self._log.known.setdefault(key_of("list", data), no)
-        else:
-            placed = no if given is None else (no, given[1])
-            self._log.known.setdefault(key_of(type(message), fields), placed)
+    def _fresh(self, numbers: Sequence[int], ids: Ids) -> dict[int, list[Any]]:
+        """The elements of pieces that are known as bytes. A message that is met again becomes an original."""
+        log = self._log
+        pieces, known, met = log.pieces, log.known, log.met
+        out: dict[int, list[Any]] = {}
+        for no in numbers:
+            stored = pieces[no]
+            elements: list[Any] = self._load(stored)
+            message: Any = elements[0] if len(elements) == 1 else None
+            if type(message) not in MESSAGE_CLASSES:
+                known.setdefault(key_of("list", stored), no)
+                out[no] = elements
+                continue
+            if no in met and (original := Original.of(message)) is not None:
+                pieces[no] = original
+                log.bytes_held += 3 * len(stored) + 1000
+                continue
+            given = ids.get(no)
+            if given is not None:
+                message.__dict__["id"] = given[0]
+            out[no] = elements
+            if no not in met:  # so that it is known when it is put again
+                met.add(no)
+                fields = message_key(message)
+                if fields is None:
+                    known.setdefault(key_of("list", stored), no)
+                else:
+                    placed = no if given is None else (no, given[1])
+                    known.setdefault(key_of(type(message), fields), placed)
+        return out
 
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -44,7 +44,17 @@ _LEVEL: Final = 3
 _BLOCK: Final = 128 * 1024  # the most that one zstd block, of at least four bytes, unpacks to
 
 _names: Final = {"zstd", None}
-_local = threading.local()  # zstandard's objects must not be used by two threads at a time
+
+
+class _Local(threading.local):
+    """zstandard's objects must not be used by two threads at a time."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[tuple[int, int], zstandard.ZstdCompressor] = {}
+        self.decompressors: dict[int, zstandard.ZstdDecompressor] = {}
+
+
+_local = _Local()
 
 
 def check_name(compression: str | None) -> None:
@@ -101,7 +111,7 @@ def _check_size(size: int, max_size: int) -> None:
 
 
 def _compressor(number: int, level: int) -> zstandard.ZstdCompressor:
-    made: dict[tuple[int, int], zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
+    made = _local.compressors
     known = made.get((number, level))
     if known is None:
         known = made[number, level] = zstandard.ZstdCompressor(
@@ -111,7 +121,7 @@ def _compressor(number: int, level: int) -> zstandard.ZstdCompressor:
 
 
 def _decompressor(number: int) -> zstandard.ZstdDecompressor:
-    made: dict[int, zstandard.ZstdDecompressor] = _local.__dict__.setdefault("decompressors", {})
+    made = _local.decompressors
     known = made.get(number)
     if known is None:
         known = made[number] = zstandard.ZstdDecompressor(

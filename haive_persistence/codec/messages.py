@@ -22,6 +22,8 @@ from langchain_core.messages.system import SystemMessage
 from langchain_core.messages.tool import ToolMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 
+from haive_persistence.codec.models import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
+
 _TESTED_BELOW = (1, 8)
 """LangChain releases (major, minor) from this one on have not been compared with validation yet."""
 
@@ -136,15 +138,14 @@ def _is_common(
 
 
 def _make(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> Any:
-    message = cls.__new__(cls)
-    _set(message, "__dict__", fields)
-    _set(message, "__pydantic_fields_set__", names.copy())
-    _set(message, "__pydantic_extra__", {})
-    _set(message, "__pydantic_private__", None)
+    message = object.__new__(cls)
+    SET_FIELDS(message, fields)
+    SET_FIELDS_SET(message, names.copy())
+    SET_EXTRA(message, {})
+    SET_PRIVATE(message, None)
     return message
 
 
-_set = object.__setattr__
 _STATUSES = ("success", "error")
 
 

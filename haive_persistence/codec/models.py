@@ -7,6 +7,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+# What a pydantic model is made of: its slots, without the checks of `setattr`.
+SET_FIELDS = BaseModel.__dict__["__dict__"].__set__
+SET_FIELDS_SET = BaseModel.__dict__["__pydantic_fields_set__"].__set__
+SET_EXTRA = BaseModel.__dict__["__pydantic_extra__"].__set__
+SET_PRIVATE = BaseModel.__dict__["__pydantic_private__"].__set__
+
 
 class _Profile(NamedTuple):
     """What must be known about a model class before its dump can be read back."""
