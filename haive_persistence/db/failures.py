@@ -12,10 +12,16 @@ from haive_persistence.errors import (
     ConfigError,
     ConflictError,
     DatabaseError,
+    InvalidInputError,
     PersistenceError,
     TimedOutError,
     UnavailableError,
 )
+
+#: What can be wrong with one of several statements that are sent together …
+ABOUT_ONE = (DatabaseError, InvalidInputError)
+#: … unless it is this: a server that is gone is gone for all, and asking one by one would wait as often.
+ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
 
 # SQLSTATE, or its first characters: the class it becomes and what the caller can do about it.
 # The longest prefix wins. https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -19,15 +19,10 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
+from haive_persistence.db.failures import ABOUT_ALL, ABOUT_ONE
 from haive_persistence.db.protocol import Db, Params, Query, Row, Statement, run_sync
 from haive_persistence.db.runners import BlockingDb
-from haive_persistence.errors import (
-    AmbiguousCommitError,
-    DatabaseError,
-    InvalidInputError,
-    TimedOutError,
-    UnavailableError,
-)
+from haive_persistence.errors import DatabaseError, InvalidInputError
 
 #: Rounds under way at once: while the server works on one, the client prepares the other.
 LEADERS = 2
@@ -35,9 +30,6 @@ LEADERS = 2
 MOST = 64
 MOST_BYTES = 1 << 20
 
-# A server that is gone is gone for everyone: asking one by one would only wait as often.
-_ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
-_ABOUT_ONE = (DatabaseError, InvalidInputError)
 _LOCKED = "55P03"  # lock_not_available
 
 
@@ -107,9 +99,9 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
         part = sorted(part, key=attrgetter("key"))
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
-    except _ABOUT_ONE as error:
+    except ABOUT_ONE as error:
         locked = isinstance(error, DatabaseError) and error.sqlstate == _LOCKED
-        if not locked and (len(part) == 1 or isinstance(error, _ABOUT_ALL)):
+        if not locked and (len(part) == 1 or isinstance(error, ABOUT_ALL)):
             for entry in part:
                 entry.error = error
         return

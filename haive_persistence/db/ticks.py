@@ -11,23 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from haive_persistence.errors import (
-    AmbiguousCommitError,
-    DatabaseError,
-    InvalidInputError,
-    TimedOutError,
-    UnavailableError,
-)
+from haive_persistence.db.failures import ABOUT_ALL, ABOUT_ONE
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 #: Calls answered at once. More only makes the first of them wait for the last.
 MOST_AT_ONCE = 500
-
-# A server that is gone is gone for everyone: asking one by one would only wait as often.
-_ABOUT_ONE = (DatabaseError, InvalidInputError)
-_ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
 
 
 class Ticks(Generic[Asked, Answer]):
@@ -71,7 +61,7 @@ class Ticks(Generic[Asked, Answer]):
         try:
             answers = await self._answer([question for question, _ in part]) if part else []
         except BaseException as error:
-            if len(part) > 1 and isinstance(error, _ABOUT_ONE) and not isinstance(error, _ABOUT_ALL):
+            if len(part) > 1 and isinstance(error, ABOUT_ONE) and not isinstance(error, ABOUT_ALL):
                 return False
             for _, future in part:
                 _fail(future, error)
