@@ -417,52 +417,50 @@ class Decoder:
         run = self._runs.get(numbers.start)
         if run is not None and run.length >= len(numbers):
             return run.copies(_given(ids, numbers), len(numbers))
-        pieces = self._log.pieces
-        fresh = self._fresh([no for no in numbers if type(pieces[no]) is not Original], ids)
-        if not fresh:
-            run = self._runs[numbers.start] = Run([pieces[no] for no in numbers])
+        found = [self._log.pieces[no] for no in numbers]
+        for at, piece in enumerate(found):
+            if type(piece) is not Original:
+                no = numbers[at]
+                found[at] = self._elements(no, piece, ids.get(no))
+        kinds = set(map(type, found))
+        if kinds == {list}:
+            return list(chain.from_iterable(found))
+        if kinds == {Original}:
+            run = self._runs[numbers.start] = Run(found)
             return run.copies(_given(ids, numbers))
-        if len(fresh) == len(numbers):
-            return list(chain.from_iterable(fresh.values()))
         out: list[Any] = []
-        for is_fresh, part in groupby(numbers, fresh.__contains__):
+        at = 0
+        for kind, part in groupby(found, type):
             some = list(part)
-            if is_fresh:
-                out += chain.from_iterable(map(fresh.__getitem__, some))
+            if kind is list:
+                out += chain.from_iterable(some)
             else:
-                out += Run([pieces[no] for no in some]).copies(_given(ids, some))
+                out += Run(some).copies(_given(ids, numbers[at : at + len(some)]))
+            at += len(some)
         return out
 
-    def _fresh(self, numbers: Sequence[int], ids: Ids) -> dict[int, list[Any]]:
-        """The elements of pieces that are known as bytes. A message that is met again becomes an original."""
+    def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | Original:
+        """The elements of a piece that was found as bytes; a message that is met again is an original now."""
+        elements: list[Any] = self._load(stored)
         log = self._log
-        pieces, known, met = log.pieces, log.known, log.met
-        out: dict[int, list[Any]] = {}
-        for no in numbers:
-            stored = pieces[no]
-            elements: list[Any] = self._load(stored)
-            message: Any = elements[0] if len(elements) == 1 else None
-            if type(message) not in MESSAGE_CLASSES:
-                known.setdefault(key_of("list", stored), no)
-                out[no] = elements
-                continue
-            if no in met and (original := Original.of(message)) is not None:
-                pieces[no] = original
-                log.bytes_held += 3 * len(stored) + 1000
-                continue
-            given = ids.get(no)
-            if given is not None:
-                message.__dict__["id"] = given[0]
-            out[no] = elements
-            if no not in met:  # so that it is known when it is put again
-                met.add(no)
-                fields = message_key(message)
-                if fields is None:
-                    known.setdefault(key_of("list", stored), no)
-                else:
-                    placed = no if given is None else (no, given[1])
-                    known.setdefault(key_of(type(message), fields), placed)
-        return out
+        message: Any = elements[0] if len(elements) == 1 else None
+        if type(message) not in MESSAGE_CLASSES:
+            log.known.setdefault(key_of("list", stored), no)
+            return elements
+        if no in log.met and (original := Original.of(message)) is not None:
+            log.pieces[no] = original
+            log.bytes_held += 3 * len(stored) + 1000
+            return original
+        if given is not None:
+            message.__dict__["id"] = given[0]
+        if no not in log.met:  # so that it is known when it is put again
+            log.met.add(no)
+            fields = message_key(message)
+            if fields is None:
+                log.known.setdefault(key_of("list", stored), no)
+            else:
+                log.known.setdefault(key_of(type(message), fields), no if given is None else (no, given[1]))
+        return elements
 
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -536,6 +536,36 @@ def test_first_puts_of_a_thread_race(new_saver: Any) -> None:
     ]
 
 
+def test_many_threads_read_one_thread_id(new_saver: Any, switching: None) -> None:
+    """They share what the process knows of it, which changes while they read."""
+    messages = [HumanMessage(f"m{i} " + "x" * 100, id=f"m{i}") for i in range(400)]
+    writer = new_saver()
+    config = store(writer, {"messages": messages[:390]})
+    store(writer, {"messages": messages}, config)
+    for _ in range(5):
+        saver = new_saver()
+        barrier = threading.Barrier(6)
+
+        def read(_: int, saver: Checkpointer = saver, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            for _ in range(4):
+                found = list(saver.list(thread()))
+                assert [len(t.checkpoint["channel_values"]["messages"]) for t in found] == [400, 390]
+                assert found[0].checkpoint["channel_values"]["messages"] == messages
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(read, range(6)))
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """The interpreter goes from thread to thread as often as it can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
 def test_one_object_serves_blocking_and_async_code_together(saver: Checkpointer) -> None:
     async def both() -> None:
         config = store(saver, {"a": 1})  # blocking, inside a running loop
