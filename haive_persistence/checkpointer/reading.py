@@ -84,8 +84,10 @@ class ThreadReader:
     def open_frozen(self, no: int, payload: bytes) -> None:
         if no not in self.log.frozen:
             data = self._codec.open_piece(self.thread, no, payload)
-            self.log.pieces[no] = data
-            self.log.remember_frozen(no, mf.decode_frozen(data))
+            numbers = mf.decode_frozen(data)
+            with self.log.lock:  # who puts the list looks through them
+                self.log.pieces[no] = data
+                self.log.remember_frozen(no, numbers)
 
     def open_head(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
@@ -175,7 +177,9 @@ class ThreadReader:
     def checkpoint_tuple(self, s: Stored) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.head)
-        self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
+        known = records.known_head(s.head, names)
+        with self.log.lock:
+            self.log.remember_head(s.ns_key, s.id, known)
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.head.ns}
         checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}

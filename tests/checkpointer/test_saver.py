@@ -537,24 +537,32 @@ def test_first_puts_of_a_thread_race(new_saver: Any) -> None:
 
 
 def test_many_threads_read_one_thread_id(new_saver: Any, switching: None) -> None:
-    """They share what the process knows of it, which changes while they read."""
-    messages = [HumanMessage(f"m{i} " + "x" * 100, id=f"m{i}") for i in range(400)]
-    writer = new_saver()
-    config = store(writer, {"messages": messages[:390]})
-    store(writer, {"messages": messages}, config)
-    for _ in range(5):
+    """They share what the process knows of it, which changes while they read and write."""
+    messages = [HumanMessage(f"m{i} " + "x" * 100, id=f"m{i}") for i in range(200)]
+    elsewhere = new_saver()
+    config = store(elsewhere, {"messages": messages})
+    for _ in range(70):  # more than a process remembers
+        config = store(elsewhere, {"messages": messages}, config)
+    for round in range(5):
         saver = new_saver()
+        for i in range(
+            round, 200, 7
+        ):  # a list in many ranges: frozen, and looked through by who puts it again
+            messages[i] = HumanMessage(f"edited in {round} " + "x" * 100, id=f"m{i}")
+        config = store(elsewhere, {"messages": messages}, config)
         barrier = threading.Barrier(6)
 
-        def read(_: int, saver: Checkpointer = saver, barrier: threading.Barrier = barrier) -> None:
+        def work(number: int, saver: Checkpointer = saver, barrier: threading.Barrier = barrier) -> None:
             barrier.wait()
             for _ in range(4):
                 found = list(saver.list(thread()))
-                assert [len(t.checkpoint["channel_values"]["messages"]) for t in found] == [400, 390]
-                assert found[0].checkpoint["channel_values"]["messages"] == messages
+                assert all(len(t.checkpoint["channel_values"]["messages"]) == 200 for t in found)
+                assert found[-1].checkpoint["channel_values"]["messages"][-1].content.startswith("m199")
+                values = {"messages": found[0].checkpoint["channel_values"]["messages"][number:]}
+                store(saver, values, thread(ns=f"task:{number}"))
 
         with ThreadPoolExecutor(6) as pool:
-            list(pool.map(read, range(6)))
+            list(pool.map(work, range(6)))
 
 
 @pytest.fixture
