@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -51,6 +51,11 @@ MESSAGE_CLASSES: frozenset[type] = frozenset(
 _IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
 
 
+def are_immutable(values: Iterable[Any]) -> bool:
+    """Whether values may be handed out again and again as they are."""
+    return all(type(value) in _IMMUTABLE for value in values)
+
+
 def _copy_plain(value: Any) -> Any:
     kind = type(value)
     if kind is list:
@@ -66,7 +71,7 @@ def _copier(value: Any) -> Callable[[Any], Any] | None:
     if kind is not list and kind is not dict:
         return None
     parts = list(value) if kind is list else list(value.values())
-    if all(type(p) in _IMMUTABLE for p in parts):
+    if are_immutable(parts):
         return kind.copy
     if all(type(p) in _IMMUTABLE or _copier(p) is not None for p in parts):
         return _copy_plain

@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import pack_uuids, unpack_uuids, uuid_text
-from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Run
+from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Run, are_immutable
 from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
@@ -419,11 +419,11 @@ class Decoder:
             return run.copies(_given(ids, numbers), len(numbers))
         found = [self._log.pieces[no] for no in numbers]
         for at, piece in enumerate(found):
-            if type(piece) is not Original:
+            if type(piece) is bytes:
                 no = numbers[at]
                 found[at] = self._elements(no, piece, ids.get(no))
         kinds = set(map(type, found))
-        if kinds == {list}:
+        if Original not in kinds:
             return list(chain.from_iterable(found))
         if kinds == {Original}:
             run = self._runs[numbers.start] = Run(found)
@@ -432,20 +432,24 @@ class Decoder:
         at = 0
         for kind, part in groupby(found, type):
             some = list(part)
-            if kind is list:
-                out += chain.from_iterable(some)
-            else:
+            if kind is Original:
                 out += Run(some).copies(_given(ids, numbers[at : at + len(some)]))
+            else:
+                out += chain.from_iterable(some)
             at += len(some)
         return out
 
     def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | Original:
-        """The elements of a piece that was found as bytes; a message that is met again is an original now."""
+        """The elements of a piece that was found as bytes. What is met again is kept decoded from then on."""
         elements: list[Any] = self._load(stored)
         log = self._log
         message: Any = elements[0] if len(elements) == 1 else None
         if type(message) not in MESSAGE_CLASSES:
-            log.known.setdefault(key_of("list", stored), no)
+            if no not in log.met:
+                log.met.add(no)
+                log.known.setdefault(key_of("list", stored), no)
+            elif are_immutable(elements):
+                log.pieces[no] = tuple(elements)
             return elements
         if no in log.met and (original := Original.of(message)) is not None:
             log.pieces[no] = original
@@ -471,7 +475,16 @@ class Decoder:
                 out[part[0]] = self.decode(part[1], base)
                 continue
             for no in range(part[0], part[0] + part[1]):
-                data = log.pieces[no]
-                log.known.setdefault(key_of("dict", data), no)
-                out.update(self._load(data))
+                piece = log.pieces[no]
+                out.update(self._entries(no, piece) if type(piece) is bytes else piece)
         return out
+
+    def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
+        entries: dict[str, Any] = self._load(stored)
+        log = self._log
+        if no not in log.met:
+            log.met.add(no)
+            log.known.setdefault(key_of("dict", stored), no)
+        elif are_immutable(entries.values()):
+            log.pieces[no] = entries
+        return entries

@@ -74,7 +74,7 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
-        self.met: set[int] = set()  # messages that were decoded once
+        self.met: set[int] = set()  # pieces that were decoded once
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0
