@@ -141,10 +141,9 @@ class ThreadReader:
         for at in range(0, len(numbers), FETCH_AT_ONCE):
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
-            for no, payload in rows:
-                data = self._codec.open_piece(self.thread, no, payload)
-                self.log.pieces[no] = data
-                self.log.bytes_held += len(data) + 100
+            found = self._codec.open_pieces(self.thread, rows)
+            self.log.pieces.update(found)
+            self.log.bytes_held += sum(map(len, found.values())) + 100 * len(found)
             if len(rows) != len(part):
                 raise StaleRead
 

@@ -43,6 +43,8 @@ _LEVEL_SMALL: Final = 6
 _LEVEL: Final = 3
 _BLOCK: Final = 128 * 1024  # the most that one zstd block, of at least four bytes, unpacks to
 
+_MAGICLESS: Final = zstandard.FORMAT_ZSTD1_MAGICLESS
+
 _names: Final = {"zstd", None}
 
 
@@ -88,26 +90,23 @@ def decompress(data: bytes, *, max_size: int = MAX_SIZE) -> bytes:
     how, body = data[0], data[1:]
     if how & 0xF0 != _FORMAT:
         raise DecodeError(f"format byte 0x{how:02x} is unknown: written by a newer version of this package")
-    if how == _FORMAT:
-        _check_size(len(body), max_size)
-        return body
     try:
-        return _inflate(body, how - _NO_DICTIONARY, max_size)
+        size = (
+            len(body)
+            if how == _FORMAT
+            else zstandard.get_frame_parameters(body, format=_MAGICLESS).content_size
+        )
+        if size > max_size:
+            raise DecodeError(
+                f"stored bytes would unpack to {size:,} bytes; at most {max_size:,} are accepted"
+            )
+        if how == _FORMAT:
+            return body
+        if size > (len(body) // 4 + 1) * _BLOCK:  # refused before that much memory is asked for
+            raise DecodeError("stored bytes are damaged: they claim to unpack to more than they can")
+        return _decompressor(how - _NO_DICTIONARY).decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise DecodeError(f"stored bytes are damaged: {exc}") from exc
-
-
-def _inflate(frame: bytes, number: int, max_size: int) -> bytes:
-    size = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
-    _check_size(size, max_size)
-    if size > (len(frame) // 4 + 1) * _BLOCK:  # refused before that much memory is asked for
-        raise DecodeError("stored bytes are damaged: they claim to unpack to more than they can")
-    return _decompressor(number).decompress(frame, allow_extra_data=False)
-
-
-def _check_size(size: int, max_size: int) -> None:
-    if size > max_size:
-        raise DecodeError(f"stored bytes would unpack to {size:,} bytes; at most {max_size:,} are accepted")
 
 
 def _compressor(number: int, level: int) -> zstandard.ZstdCompressor:
@@ -124,9 +123,7 @@ def _decompressor(number: int) -> zstandard.ZstdDecompressor:
     made = _local.decompressors
     known = made.get(number)
     if known is None:
-        known = made[number] = zstandard.ZstdDecompressor(
-            dict_data=_dictionary(number), format=zstandard.FORMAT_ZSTD1_MAGICLESS
-        )
+        known = made[number] = zstandard.ZstdDecompressor(dict_data=_dictionary(number), format=_MAGICLESS)
     return known
 
 
@@ -159,7 +156,7 @@ def _parameters(number: int, level: int) -> zstandard.ZstdCompressionParameters:
     return zstandard.ZstdCompressionParameters.from_level(
         level,
         source_size=SMALL if number else 0,
-        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        format=_MAGICLESS,
         write_content_size=True,
         write_checksum=False,
         write_dict_id=False,

@@ -140,11 +140,15 @@ JOIN haive.piece p ON p.thread_key = t.thread_key
 WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s AND p.no = ANY (%(numbers)s::bigint[]);
 
 -- name: piece_ranges
--- Pieces by ranges of numbers [start, end), if the thread is still at this epoch.
+-- Pieces by ranges of numbers [start, end), if the thread is still at this epoch. LATERAL with OFFSET 0: a scan of the
+-- index per range, and not every piece of the thread against every range.
 SELECT p.no, p.payload
 FROM haive.thread t
 CROSS JOIN unnest(%(starts)s::bigint[], %(ends)s::bigint[]) AS r (start, stop)
-JOIN haive.piece p ON p.thread_key = t.thread_key AND p.no >= r.start AND p.no < r.stop
+CROSS JOIN LATERAL (
+    SELECT no, payload FROM haive.piece
+    WHERE thread_key = %(thread)s AND no >= r.start AND no < r.stop
+    OFFSET 0) AS p
 WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s;
 
 -- The listing queries have the thread's key and the namespace's key in each row besides; the
