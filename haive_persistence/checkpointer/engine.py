@@ -121,8 +121,7 @@ class Engine:
             }
 
         log = await self._send(db, address, codec, encode)
-        with log.lock:
-            log.remember_head(address.ns_key, id_, known[0])
+        log.remember_head(address.ns_key, id_, known[0])
         self.cache.trim()
         return address.config(id_)
 

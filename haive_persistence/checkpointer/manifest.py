@@ -20,7 +20,7 @@ described by a *manifest*, which names pieces instead of holding them:
                         [key | None, m]            one element (entry) with a manifest of its own
 
 Numbers in `items` are written as differences to the number expected next, at first to where such
-pieces begin in the lane of `base` (`_FROM`), so that an append-only list is one range and costs a
+pieces begin in the lane of `base` (`_FROM`, `start_of`), so that an append-only list is one range and costs a
 few bytes however long it is. A sequence that falls into many ranges
 is *frozen*: written once as a piece of its own, and from then on named by a slice of it.
 """
@@ -34,9 +34,8 @@ import ormsgpack
 
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
 
-# Where the parts of a lane begin: slices of lists, ids given to messages, and everything else.
-OTHER_AT, IDS_AT, LISTS_AT = 0, 1 << 18, 1 << 19
-_FROM = {LIST: (LISTS_AT, IDS_AT), DICT: (OTHER_AT,)}
+OTHER, IDS, LISTS = range(3)  # the parts of a lane: ids given to messages, slices of lists, and all else
+_FROM = {LIST: (LISTS, IDS), DICT: (OTHER,)}
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces
 Entry = tuple[str | None, Manifest]  # (key or None, manifest) of one element that has its own
@@ -79,9 +78,14 @@ def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         return
 
 
+def start_of(part: int) -> int:
+    """Where a part of a lane begins. Stored items count from there, so this may never change."""
+    return part << 18
+
+
 def items_of(manifest: Manifest, base: int) -> Iterator[tuple[Sequence[Any], int]]:
     """The items of a list or dict (a list's: slices, then ids), each with the number they count from."""
-    return zip(manifest[1:], (base + start for start in _FROM[manifest[0]]), strict=False)
+    return zip(manifest[1:], (base + start_of(part) for part in _FROM[manifest[0]]), strict=False)
 
 
 def encode_items(parts: Iterable[Part], base: int) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Messages that were decoded once and are handed out as copies. Pure: no database.
+"""What was decoded once and is handed out again: messages as copies, immutable values as they are.
 
-Decoding a message takes several times as long as copying it, and what two snapshots hand out must share
-nothing that can be changed.
+Pure: no database. Decoding a message takes several times as long as copying it, and what two snapshots
+hand out must share nothing that can be changed.
 """
 
 from __future__ import annotations

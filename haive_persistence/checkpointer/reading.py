@@ -84,10 +84,8 @@ class ThreadReader:
     def open_frozen(self, no: int, payload: bytes) -> None:
         if no not in self.log.frozen:
             data = self._codec.open_piece(self.thread, no, payload)
-            numbers = mf.decode_frozen(data)
-            with self.log.lock:  # who puts the list looks through them
-                self.log.pieces[no] = data
-                self.log.remember_frozen(no, numbers)
+            self.log.remember_pieces({no: data})
+            self.log.remember_frozen(no, mf.decode_frozen(data))
 
     def open_head(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
@@ -142,8 +140,7 @@ class ThreadReader:
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
             found = self._codec.open_pieces(self.thread, rows)
-            self.log.pieces.update(found)
-            self.log.bytes_held += sum(map(len, found.values())) + 100 * len(found)
+            self.log.remember_pieces(found)
             if len(rows) != len(part):
                 raise StaleRead
 
@@ -176,9 +173,7 @@ class ThreadReader:
     def checkpoint_tuple(self, s: Stored) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.head)
-        known = records.known_head(s.head, names)
-        with self.log.lock:
-            self.log.remember_head(s.ns_key, s.id, known)
+        self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.head.ns}
         checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}

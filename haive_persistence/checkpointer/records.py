@@ -146,8 +146,8 @@ def encode_head(
 
 
 def _packed(ns: str) -> str | list[bytes]:
-    parts = pack_uuids(ns.encode()) if ns else ()
-    return list(parts) if len(parts) > 1 else ns
+    parts = pack_uuids(ns.encode())
+    return parts if len(parts) > 1 else ns
 
 
 def missing_values(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import pack_uuids, unpack_uuids, uuid_text
 from haive_persistence.checkpointer.originals import MESSAGE_CLASSES, Original, Run, are_immutable
-from haive_persistence.checkpointer.thread_log import IDS, LISTS, Batch, Key, ThreadLog, key_of
+from haive_persistence.checkpointer.thread_log import Batch, Key, ThreadLog, key_of
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.errors import DecodeError
 
@@ -144,14 +144,18 @@ class Encoder:
         """The manifest of a value; a list or dict of up to `threshold` bytes stays whole."""
         kind = type(value)
         if self._in_place:
-            if kind in _SCALARS or (not value and kind in _CONTAINERS):
+            if kind in _SCALARS:
                 return value if kind is not int or -(1 << 63) <= value < 1 << 64 else self._leaf(value)
+            if kind in _CONTAINERS and not value:
+                return (
+                    kind()
+                )  # not the value itself: a node may fill it later, and the manifest is remembered
             if kind is str and len(value) <= TINY and value.isascii():
                 return value
         if kind is list and rough_size(value, threshold) > threshold:
             return self._list(value)
         if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:
-            return [mf.DICT, self._items(self._dict_parts(value), mf.OTHER_AT)]
+            return [mf.DICT, self._items(self._dict_parts(value), mf.OTHER)]
         if kind is _DeltaSnapshot:
             return [mf.SNAPSHOT, self.encode(value.value)]
         if kind is self._send_class and getattr(value, "timeout", None) is None and type(value.node) is str:
@@ -175,12 +179,12 @@ class Encoder:
 
     def _list(self, value: list[Any]) -> mf.Manifest:
         ids = _Ids()
-        items = self._items(self._list_parts(value, ids), mf.LISTS_AT)
+        items = self._items(self._list_parts(value, ids), mf.LISTS)
         if ids.new:
             self._give_ids(ids)
         if not ids.by_piece:
             return [mf.LIST, items]
-        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())), mf.IDS_AT)]
+        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())), mf.IDS)]
 
     def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
         parts: list[Any] = []
@@ -220,7 +224,7 @@ class Encoder:
             if found not in ids.by_piece:
                 ids.bare.add(found)
                 return found
-            return self._batch.intern("apart", self._dump([message]), LISTS)
+            return self._batch.intern("apart", self._dump([message]), mf.LISTS)
         if found is not None:
             no, id_piece = cast("tuple[int, int]", found)
             if no not in ids.bare and ids.by_piece.setdefault(no, id_piece) == id_piece:
@@ -233,8 +237,8 @@ class Encoder:
         data = self._dump([message])
         if message_key(message) != fields or found is not None:
             # A node changed it meanwhile (or its piece has another id here): known by its bytes only.
-            return self._batch.intern("list", data, LISTS)
-        no = self._batch.add(key, data, LISTS)
+            return self._batch.intern("list", data, mf.LISTS)
+        no = self._batch.add(key, data, mf.LISTS)
         if message.id is None:
             ids.bare.add(no)
         return no
@@ -250,7 +254,7 @@ class Encoder:
 
     def _give_ids(self, ids: _Ids) -> None:
         """One piece with the ids that messages of this list got. A piece is given an id once."""
-        no = self._batch.reserve(IDS)
+        no = self._batch.reserve(mf.IDS)
         flat: list[Any] = []
         for piece, (id_, key, bare) in ids.new.items():
             flat += (no - piece, pack_uuid(id_))
@@ -269,7 +273,7 @@ class Encoder:
         return inner if type(inner) is list and inner and inner[0] != mf.LEAF else None
 
     def _slice(self, elements: list[Any]) -> int:
-        return self._batch.intern("list", self._dump(elements), LISTS)
+        return self._batch.intern("list", self._dump(elements), mf.LISTS)
 
     # --- dicts
 
@@ -300,12 +304,12 @@ class Encoder:
 
     # --- sequences of pieces
 
-    def _items(self, parts: list[Any], at: int) -> list[Any]:
+    def _items(self, parts: list[Any], lane_part: int) -> list[Any]:
         """Parts as the items of a manifest; a sequence of many ranges is frozen, or names one that is.
 
-        `at`: the part of the lane that their pieces are from.
+        `lane_part`: which part of the lane their pieces are from.
         """
-        base = self._batch.base + at
+        base = self._batch.base + mf.start_of(lane_part)
         if len(parts) > GRID and (named := self._after_frozen(parts, base)) is not None:
             return named
         items = mf.encode_items(parts, base)
@@ -348,11 +352,17 @@ def _given(ids: Ids, numbers: Sequence[int]) -> list[str | None] | None:
     return [given and given[0] for given in map(ids.get, numbers)] if ids else None
 
 
+def _size(values: Iterable[Any]) -> int:
+    return sum(map(sys.getsizeof, values))
+
+
 class Decoder:
     """Turns manifests into values that share nothing mutable with anything else."""
 
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
+        self._dump = codec.dump
+        self._is_safe = isinstance(codec.serde, SafeSerializer)
         self._log = log
         self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
         self._runs: dict[int, Run] = {}  # by the number of their first piece
@@ -440,31 +450,51 @@ class Decoder:
         return out
 
     def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | Original:
-        """The elements of a piece that was found as bytes. What is met again is kept decoded from then on."""
+        """The elements of a piece that was found as bytes; of a message that is met again, its original."""
         elements: list[Any] = self._load(stored)
-        log = self._log
         message: Any = elements[0] if len(elements) == 1 else None
         if type(message) not in MESSAGE_CLASSES:
-            if no not in log.met:
-                log.met.add(no)
-                log.known.setdefault(key_of("list", stored), no)
-            elif are_immutable(elements):
-                log.pieces[no] = tuple(elements)
+            if self._is_new(no):
+                self._log.known.setdefault(key_of("list", stored), no)
+            elif self._may_keep(no, stored, elements) and are_immutable(elements):
+                self._log.remember_decoded(no, tuple(elements), _size(elements))
             return elements
-        if no in log.met and (original := Original.of(message)) is not None:
-            log.pieces[no] = original
-            log.bytes_held += 3 * len(stored) + 1000
+        is_new = self._is_new(no)
+        original = None if is_new or not self._may_keep(no, stored, elements) else Original.of(message)
+        if original is not None:
+            self._log.remember_decoded(no, original, 3 * len(stored) + 1000)
             return original
         if given is not None:
             message.__dict__["id"] = given[0]
-        if no not in log.met:  # so that it is known when it is put again
-            log.met.add(no)
-            fields = message_key(message)
-            if fields is None:
-                log.known.setdefault(key_of("list", stored), no)
-            else:
-                log.known.setdefault(key_of(type(message), fields), no if given is None else (no, given[1]))
+        if is_new:  # so that it is known when it is put again
+            self._register(no, message, stored, given)
         return elements
+
+    def _register(self, no: int, message: BaseMessage, stored: bytes, given: tuple[str, int] | None) -> None:
+        fields = message_key(message)
+        if fields is None:
+            self._log.known.setdefault(key_of("list", stored), no)
+        else:
+            placed = no if given is None else (no, given[1])
+            self._log.known.setdefault(key_of(type(message), fields), placed)
+
+    def _is_new(self, no: int) -> bool:
+        """Whether a piece is decoded for the first time."""
+        met = self._log.met
+        if no in met:
+            return False
+        met[no] = True
+        return True
+
+    def _may_keep(self, no: int, stored: bytes, value: Any) -> bool:
+        """Whether a piece may be kept decoded: asked once.
+
+        A class whose module is not loaded comes back as plain data, until the module is loaded.
+        """
+        met = self._log.met
+        if met[no]:
+            met[no] = not self._is_safe or self._dump(value) == stored
+        return met[no]
 
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -481,10 +511,8 @@ class Decoder:
 
     def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
         entries: dict[str, Any] = self._load(stored)
-        log = self._log
-        if no not in log.met:
-            log.met.add(no)
-            log.known.setdefault(key_of("dict", stored), no)
-        elif are_immutable(entries.values()):
-            log.pieces[no] = entries
+        if self._is_new(no):
+            self._log.known.setdefault(key_of("dict", stored), no)
+        elif self._may_keep(no, stored, entries) and are_immutable(entries.values()):
+            self._log.remember_decoded(no, entries, _size(entries.values()))
         return entries

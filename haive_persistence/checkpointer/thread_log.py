@@ -17,16 +17,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
-from haive_persistence.checkpointer import manifest as mf
+from haive_persistence.checkpointer.manifest import IDS, LISTS, OTHER, start_of
 
 LANE_BITS = 20
 LANE_SIZE = 1 << LANE_BITS
-OTHER, IDS, LISTS = 0, 1, 2  # the parts of a lane
-_STARTS = (mf.OTHER_AT, mf.IDS_AT, mf.LISTS_AT)
+_STARTS = tuple(map(start_of, (OTHER, IDS, LISTS)))
 _ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
@@ -62,10 +62,15 @@ class KnownHead(NamedTuple):
 
 
 class ThreadLog:
-    """One thread, one epoch. `lock` guards memory only and is never held across the network."""
+    """One thread, one epoch. Locks guard memory only and are never held across the network.
+
+    Writers hold `lock` while they encode, one after the other. Readers never wait for it: what they add
+    goes through the methods below, or is added by one atomic step and the same whoever adds it.
+    """
 
     def __init__(self, epoch: int | None) -> None:
         self.lock = threading.Lock()
+        self._guard = threading.Lock()  # the innermost: for a few steps that belong together
         self.epoch = epoch
         self.exists = epoch is not None
         self.lane: int | None = None
@@ -74,7 +79,7 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
-        self.met: set[int] = set()  # pieces that were decoded once
+        self.met: dict[int, bool] = {}  # pieces that were decoded, and whether they may be kept so
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0
@@ -85,15 +90,36 @@ class ThreadLog:
         self.next_numbers = next_numbers or [lane + start for start in _STARTS]
 
     def remember_head(self, ns_key: int, checkpoint_id: bytes, head: KnownHead) -> None:
-        self.heads[ns_key, checkpoint_id] = head
-        self.heads.move_to_end((ns_key, checkpoint_id))
-        while len(self.heads) > HEADS_KEPT:
-            self.heads.popitem(last=False)
+        with self._guard:
+            self.heads[ns_key, checkpoint_id] = head
+            self.heads.move_to_end((ns_key, checkpoint_id))
+            while len(self.heads) > HEADS_KEPT:
+                self.heads.popitem(last=False)
 
     def remember_frozen(self, no: int, numbers: list[int]) -> None:
-        self.frozen[no] = numbers
-        self.frozen.move_to_end(no)
-        self.bytes_held += 8 * len(numbers)
+        with self._guard:
+            self.frozen[no] = numbers
+            self.frozen.move_to_end(no)
+            self.bytes_held += 8 * len(numbers)
+
+    def latest_frozen(self) -> list[tuple[int, list[int]]]:
+        """The frozen sequences that were added last, the latest first."""
+        with self._guard:
+            return list(islice(reversed(self.frozen.items()), FROZEN_TRIED))
+
+    def remember_pieces(self, found: Mapping[int, bytes]) -> None:
+        """Pieces as they are stored; what is known decoded meanwhile stays so."""
+        with self._guard:
+            for no, data in found.items():
+                if no not in self.pieces:
+                    self.pieces[no] = data
+                    self.bytes_held += len(data) + 100
+
+    def remember_decoded(self, no: int, piece: Any, size: int) -> None:
+        """A piece as it is handed out from now on; `size`: bytes that this takes more, about."""
+        with self._guard:
+            self.pieces[no] = piece
+            self.bytes_held += size
 
 
 def _used_up(lane: int, next_numbers: Sequence[int]) -> bool:
@@ -178,11 +204,9 @@ class Batch:
 
     def candidates(self) -> Iterable[tuple[int, list[int]]]:
         """Frozen sequences to name slices of, latest first."""
-        for at, no in enumerate(reversed(self._log.frozen)):
-            if at == FROZEN_TRIED:
-                return
+        for no, numbers in self._log.latest_frozen():
             if self.shared or no not in self._log.unacknowledged:
-                yield no, self._log.frozen[no]
+                yield no, numbers
 
     def freeze(self, numbers: list[int], encode: Callable[[list[int]], bytes]) -> int:
         no = self.add(None, encode(numbers))
@@ -196,11 +220,9 @@ class Batch:
         """The statement was kept: its pieces are there for good."""
         log = self._log
         with log.lock:
-            for no, data in self.send.items():
+            for no in self.send:
                 log.unacknowledged.pop(no, None)
-                if no not in log.pieces:
-                    log.pieces[no] = data
-                    log.bytes_held += len(data) + 100
+            log.remember_pieces(self.send)
             if not self.shared:
                 self._adopt()
 

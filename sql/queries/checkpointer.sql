@@ -151,8 +151,8 @@ CROSS JOIN LATERAL (
     OFFSET 0) AS p
 WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s;
 
--- The listing queries have the thread's key and the namespace's key in each row besides; the
--- checkpoints come last, in the order of the page.
+-- The listing queries have the thread's key and the namespace's key in each row besides, and the thread's id in
+-- that of the thread; the checkpoints come last, in the order of the page.
 
 -- part: columns
 SELECT thread_key, ns_key, checkpoint_id, parent_id, frozen, head FROM haive.checkpoint

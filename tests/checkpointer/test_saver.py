@@ -411,6 +411,24 @@ def test_fragmented_lists_read_in_two_round_trips(
     assert values_of(cold)["messages"] == messages
 
 
+@pytest.mark.parametrize("kind", [list, dict])
+def test_an_empty_value_that_is_filled_in_place_is_not_what_was_put(
+    saver: Checkpointer, new_saver: Any, kind: type
+) -> None:
+    """The channel's version did not move, so it is what it was: as with LangGraph's own savers."""
+    empty: Any = kind()
+    checkpoint = make_checkpoint({"notes": empty})
+    config = saver.put(thread(), checkpoint, {"step": 0}, checkpoint["channel_versions"])  # type: ignore[arg-type]
+    if kind is list:
+        empty.append("filled")
+    else:
+        empty["filled"] = HumanMessage("in place")
+    again = make_checkpoint({"notes": empty}, checkpoint["channel_versions"])
+    saver.put(config, again, {"step": 1}, {})  # type: ignore[arg-type]
+    for reader in (saver, new_saver()):
+        assert [t.checkpoint["channel_values"]["notes"] for t in reader.list(thread())] == [kind()] * 2
+
+
 # --- several at once
 
 

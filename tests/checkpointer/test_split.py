@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import enum
 import random
 import string
+import sys
+import types
 import uuid
 from typing import Any
 
@@ -69,6 +72,14 @@ def exactly(a: Any, b: Any) -> bool:
 uuids = st.uuids().map(str)
 
 
+def besides(value: Any) -> Any:
+    """What the messages in a value have besides their fields."""
+    if isinstance(value, BaseMessage):
+        return sorted(value.model_fields_set), value.__pydantic_extra__
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [besides(part) for part in parts]
+
+
 def wreck(value: Any) -> None:
     """Change all that can be changed of a value that was read: nobody else may notice."""
     if isinstance(value, BaseMessage):
@@ -115,12 +126,13 @@ def test_every_value_comes_back_exactly(history: list[Any]) -> None:
     """A sequence of values of one channel, each read warm and cold after all are written."""
     thread = Thread()
     written = [(copy.deepcopy(v), *thread.write(v)) for v in history]
-    for value, manifest, base in written:
-        assert exactly(thread.read(manifest, base), value)
+    first = [thread.read(manifest, base) for _, manifest, base in written]
+    assert all(exactly(found, value) for found, (value, _, _) in zip(first, written, strict=True))
     for _ in range(4):
-        for value, manifest, base in written:
+        for before, (value, manifest, base) in zip(first, written, strict=True):
             found = thread.read(manifest, base, thread.log)
             assert exactly(found, value)
+            assert besides(found) == besides(before)
             wreck(found)
 
 
@@ -249,6 +261,26 @@ def test_numbers_lists_are_stored_in_slices() -> None:
     before = len(thread.stored)
     thread.write([*embedding, 0.5])
     assert len(thread.stored) <= before + 1
+
+
+@pytest.mark.parametrize("in_a", [list, dict])
+def test_a_class_that_is_loaded_later_is_built_from_then_on(
+    in_a: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("colours_of_tests")
+    module.Colour = enum.Enum("Colour", {"RED": "red"}, module="colours_of_tests")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "colours_of_tests", module)
+    red = module.Colour.RED
+    value = {"a": red, "b": "x" * 2000} if in_a is dict else [*[red] * 20, "x" * 2000]
+    thread = Thread()
+    manifest, base = thread.write(value)
+    reader = ThreadLog(1)
+    monkeypatch.delitem(sys.modules, "colours_of_tests")
+    for _ in range(3):
+        assert "red" in str(thread.read(manifest, base, reader))
+        assert "Colour" not in str(thread.read(manifest, base, reader))
+    monkeypatch.setitem(sys.modules, "colours_of_tests", module)
+    assert thread.read(manifest, base, reader) == value
 
 
 def test_a_few_uuids_stay_in_the_manifest() -> None:
