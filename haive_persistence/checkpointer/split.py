@@ -221,7 +221,7 @@ class Encoder:
         if type(found) is int:
             if message.id is not None:
                 return found
-            if found not in ids.by_piece:
+            if found not in ids.by_piece and found not in self._batch.given:
                 ids.bare.add(found)
                 return found
             return self._batch.intern("apart", self._dump([message]), mf.LISTS)
@@ -249,7 +249,7 @@ class Encoder:
         if bare is None or message_key(message) != fields:
             return None
         found = self._batch.find(key_of(type(message), bare))
-        taken = found in ids.by_piece or found in ids.bare
+        taken = found in ids.by_piece or found in ids.bare or found in self._batch.given
         return found if type(found) is int and not taken else None
 
     def _give_ids(self, ids: _Ids) -> None:
@@ -260,6 +260,7 @@ class Encoder:
             flat += (no - piece, pack_uuid(id_))
             self._batch.know(key, (piece, no))
             self._batch.forget(bare)
+            self._batch.given.add(piece)
             ids.by_piece[piece] = no
         self._batch.put(no, mf.pack(flat))
 
@@ -418,6 +419,7 @@ class Decoder:
                 piece = pieces[no]
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
+                    self._log.given.update(piece.ids)
                 out.update(piece.ids)
         self._last_ids = (items, base, out)
         return out

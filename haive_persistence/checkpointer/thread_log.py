@@ -79,6 +79,9 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
+        # Messages that an id piece gives an id: where that is named for another message of it they would get theirs
+        # too, so they are never again named without an id, nor given another.
+        self.given: set[int] = set()
         self.met: dict[int, bool] = {}  # pieces that were decoded, and whether they may be kept so
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.delta_depth = DELTA_PAGE  # enough for the last look
@@ -144,6 +147,7 @@ class Batch:
         self.shared = log.lane is not None
         self.base: int = log.lane if log.lane is not None else new_lane()
         self._next = log.next_numbers if self.shared else [self.base + start for start in _STARTS]
+        self.given = log.given
         self._own: dict[Key, Placed] = {}
         self.send: dict[int, bytes] = {}
         self._new_frozen: dict[int, list[int]] = {}

@@ -263,6 +263,24 @@ def test_numbers_lists_are_stored_in_slices() -> None:
     assert len(thread.stored) <= before + 1
 
 
+def test_an_id_is_given_to_no_other_message_of_the_same_words() -> None:
+    """Named by another process without its id, or with another, beside one whose id came in the same piece."""
+    first, second = HumanMessage("first " * 30), HumanMessage("second " * 30)
+    thread = Thread()
+    thread.write([first, second])
+    log = thread.write([first])
+    both = thread.write([first.model_copy(update={"id": "1"}), second.model_copy(update={"id": "2"})])
+    for id_ in (None, "other"):
+        other = ThreadLog(1)
+        thread.read(*log, other)
+        thread.read(*both, other)
+        process = Thread()
+        process.stored, process.log = thread.stored, other
+        mixed = [first.model_copy(update={"id": id_}), second.model_copy(update={"id": "2"})]
+        written = process.write(mixed)
+        assert [m.id for m in process.read(*written)] == [id_, "2"]
+
+
 @pytest.mark.parametrize("in_a", [list, dict])
 def test_a_class_that_is_loaded_later_is_built_from_then_on(
     in_a: type, monkeypatch: pytest.MonkeyPatch
