@@ -79,8 +79,8 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
-        # Messages that an id piece gives an id: where that is named for another message of it they would get theirs
-        # too, so they are never again named without an id, nor given another.
+        # Messages that an id piece gives an id. Where that piece is named for another message of it, they
+        # get theirs too: so they are never again named without an id, nor given another.
         self.given: set[int] = set()
         self.met: dict[int, bool] = {}  # pieces that were decoded, and whether they may be kept so
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
