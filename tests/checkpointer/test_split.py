@@ -281,6 +281,34 @@ def test_an_id_is_given_to_no_other_message_of_the_same_words() -> None:
         assert [m.id for m in process.read(*written)] == [id_, "2"]
 
 
+ids = st.sampled_from([None, None, "1", "1", "2"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.tuples(ids, ids), st.booleans()), max_size=8))
+def test_messages_with_and_without_ids_in_two_processes(
+    steps: list[tuple[int, tuple[str | None, ...], bool]],
+) -> None:
+    """Two texts, each without an id, with one, or with another, in any order; processes read each other's."""
+    processes = [Thread(), Thread()]
+    processes[1].stored = processes[0].stored
+    written: list[tuple[list[tuple[str, str | None]], Any, int]] = []
+
+    def check(log: ThreadLog | None) -> None:
+        for wanted, manifest, base in written:
+            found = processes[0].read(manifest, base, log)
+            assert [(m.content[0], m.id) for m in found] == wanted
+
+    for who, of_texts, reads in steps:
+        said = list(zip("ab", of_texts, strict=True))
+        messages = [HumanMessage(text * 60, id=id_) for text, id_ in said]
+        written.append((said, *processes[who].write(messages)))
+        if reads:
+            check(processes[1 - who].log)
+    for log in (None, processes[0].log, processes[1].log):
+        check(log)
+
+
 @pytest.mark.parametrize("in_a", [list, dict])
 def test_a_class_that_is_loaded_later_is_built_from_then_on(
     in_a: type, monkeypatch: pytest.MonkeyPatch
