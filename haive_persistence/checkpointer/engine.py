@@ -45,6 +45,7 @@ from haive_persistence.errors import ConflictError, InvalidInputError
 
 ATTEMPTS = 8
 PAGE = 64
+MANY = 500  # pieces
 
 Config = Mapping[str, Any]
 CodecSource = Callable[[Db], Awaitable[BoundCodec]]
@@ -230,9 +231,10 @@ class Engine:
             if reader is None or not stored:
                 return None
             try:
-                if missing := reader.needed(stored):
+                missing = reader.needed(stored)
+                if missing:
                     await reader.fetch(db, missing)
-                with no_garbage_collection():
+                with no_garbage_collection(many=len(missing) > MANY):
                     found = reader.checkpoint_tuple(stored[0])
             except StaleRead:
                 self.cache.drop(address.thread.bytes, reader.log)
