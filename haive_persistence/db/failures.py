@@ -12,16 +12,24 @@ from haive_persistence.errors import (
     ConfigError,
     ConflictError,
     DatabaseError,
-    InvalidInputError,
     PersistenceError,
     TimedOutError,
     UnavailableError,
 )
 
-#: What can be wrong with one of several statements that are sent together …
-ABOUT_ONE = (DatabaseError, InvalidInputError)
-#: … unless it is this: a server that is gone is gone for all, and asking one by one would wait as often.
-ABOUT_ALL = (UnavailableError, AmbiguousCommitError, TimedOutError)
+# One statement took too long, or waited too long for a lock: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ONE_TIMED_OUT = ("57014", "55P03")
+
+
+def is_about_all(error: Exception) -> bool:
+    """Whether what went wrong with several calls that were sent together would with each of them alone.
+
+    A server that is gone is gone for all, and asking one by one would wait as often.
+    """
+    if isinstance(error, TimedOutError):
+        return error.sqlstate not in _ONE_TIMED_OUT
+    return isinstance(error, (UnavailableError, AmbiguousCommitError))
+
 
 # SQLSTATE, or its first characters: the class it becomes and what the caller can do about it.
 # The longest prefix wins. https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -13,13 +13,14 @@ for long: nobody shall wait for a row that only one of them wants (NOWAIT).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
-from haive_persistence.db.failures import ABOUT_ALL, ABOUT_ONE
+from haive_persistence.db.failures import is_about_all
 from haive_persistence.db.protocol import Db, Params, Query, Row, Statement, run_sync
 from haive_persistence.db.runners import BlockingDb
 from haive_persistence.errors import DatabaseError, InvalidInputError
@@ -99,9 +100,9 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
         part = sorted(part, key=attrgetter("key"))
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
-    except ABOUT_ONE as error:
+    except (DatabaseError, InvalidInputError) as error:
         locked = isinstance(error, DatabaseError) and error.sqlstate == _LOCKED
-        if not locked and (len(part) == 1 or isinstance(error, ABOUT_ALL)):
+        if not locked and (len(part) == 1 or is_about_all(error)):
             for entry in part:
                 entry.error = error
         return
@@ -126,20 +127,22 @@ class _BlockingGroup:
                 entry.wake = threading.Lock()
                 entry.wake.acquire()
                 self._queue.append(entry)
-        if entry.wake is not None:
-            entry.wake.acquire()  # until a leader has an answer, or a place to hand over
-        if entry.part is not None:
-            self._lead(db, entry.part)
-
-    def _lead(self, db: Db, part: list[_Entry]) -> None:
-        with self._lock:
-            part += _fill(self._queue, MOST - 1)
         try:
-            run_sync(_round(db, part))
+            if entry.wake is not None:
+                entry.wake.acquire()  # until a leader has an answer, or a place to hand over
+            if entry.part is not None:
+                with self._lock:
+                    entry.part += _fill(self._queue, MOST - 1)
+                run_sync(_round(db, entry.part))
+        except BaseException:  # Ctrl-C, maybe while it waited: nobody shall count on it
+            with self._lock, contextlib.suppress(ValueError):
+                self._queue.remove(entry)
+            raise
         finally:
-            self._hand_over()
-            for other in part[1:]:
-                _wake(other)
+            if entry.part is not None:
+                self._hand_over()
+                for other in entry.part[1:]:
+                    _wake(other)
 
     def _hand_over(self) -> None:
         with self._lock:

@@ -8,10 +8,12 @@ is held back while an earlier answer is on its way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-from haive_persistence.db.failures import ABOUT_ALL, ABOUT_ONE
+from haive_persistence.db.failures import is_about_all
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -61,7 +63,7 @@ class Ticks(Generic[Asked, Answer]):
         try:
             answers = await self._answer([question for question, _ in part]) if part else []
         except BaseException as error:
-            if len(part) > 1 and isinstance(error, ABOUT_ONE) and not isinstance(error, ABOUT_ALL):
+            if len(part) > 1 and isinstance(error, Exception) and not is_about_all(error):
                 return False
             for _, future in part:
                 _fail(future, error)
@@ -72,6 +74,54 @@ class Ticks(Generic[Asked, Answer]):
             if not future.done():
                 future.set_result(answer)
         return True
+
+
+class Turns:
+    """Lets those that change the same things go one after the other, in the order in which they came.
+
+    Of two writes of one item that are under way at once, the one that was asked for last must win, though
+    the other may have to wait for something in between. Who changes other things waits for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._last: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, dict[Hashable, asyncio.Future[None]]
+        ] = weakref.WeakKeyDictionary()
+
+    def are_taken(self, things: Iterable[Hashable]) -> bool:
+        """Whether someone is changing one of these now."""
+        last = self._last.get(asyncio.get_running_loop(), {})
+        return any(thing in last for thing in things)
+
+    @asynccontextmanager
+    async def of(self, things: Iterable[Hashable]) -> AsyncGenerator[None]:
+        """The turn of who changes these; it ends with the block."""
+        loop = asyncio.get_running_loop()
+        last = self._last.setdefault(loop, {})
+        mine: asyncio.Future[None] = loop.create_future()
+        wanted = list(things)
+        before = {last[thing] for thing in wanted if thing in last}
+        last.update(dict.fromkeys(wanted, mine))
+        try:
+            if before:
+                await asyncio.wait(before)
+            yield
+        finally:
+            mine.set_result(None)
+            for thing in wanted:
+                if last.get(thing) is mine:
+                    del last[thing]
+
+
+async def at_once(calls: Sequence[Callable[[], Awaitable[Answer]]], *, most: int) -> list[Answer]:
+    """The answers of several calls that wait at the same time, at most so many of them."""
+    places = asyncio.Semaphore(most)
+
+    async def one(call: Callable[[], Awaitable[Answer]]) -> Answer:
+        async with places:
+            return await call()
+
+    return await asyncio.gather(*map(one, calls))
 
 
 def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:

@@ -16,4 +16,4 @@ def text_array(values: Iterable[str | None]) -> str:
 def _quoted(value: str) -> str:
     if "\\" in value or '"' in value:
         value = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{value}"'
+    return '"' + value + '"'  # not as a format string: a str enum shows its name there

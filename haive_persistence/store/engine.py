@@ -11,7 +11,7 @@ from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
-from haive_persistence.db.ticks import Ticks
+from haive_persistence.db.ticks import Ticks, Turns
 from haive_persistence.errors import MigrationError
 from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
 from haive_persistence.store.nearest import LargeScopes, Nearest
@@ -41,7 +41,10 @@ class Engine:
         self._index: VectorIndex | None = read_index(index) if index else None
         self._ground = _ground(database, self._index) if self._index else None
         self._large = LargeScopes()
-        self._ticks = Ticks[Batch, list[Result]](self._run_together)
+        # What only reads by key, filter and name waits for no model and for nobody's lock.
+        self._reads = Ticks[Batch, list[Result]](self._run_together)
+        self._ticks = Ticks[Batch, list[Result]](self._run_in_turn)
+        self._turns = Turns()
 
     def for_tenant(self, database: Database) -> Engine:
         """The same engine for another tenant of its database; what is known about the tables stays known."""
@@ -82,7 +85,13 @@ class Engine:
 
     async def ask(self, batch: Batch) -> list[Result]:
         """`run` for code under an event loop, together with what other tasks ask in the same tick."""
-        return await self._ticks.ask(batch)
+        if self._turns.are_taken(batch.puts):  # the others of this tick need not wait for what it waits for
+            return (await self._run_in_turn([batch]))[0]
+        return await (self._ticks if batch.near or batch.puts else self._reads).ask(batch)
+
+    async def _run_in_turn(self, batches: Sequence[Batch]) -> list[list[Result]]:
+        async with self._turns.of(item for batch in batches for item in batch.puts):
+            return await self._run_together(batches)
 
     async def _run_together(self, batches: Sequence[Batch]) -> list[list[Result]]:
         joined = batches[0] if len(batches) == 1 else Batch.join(batches)

@@ -48,7 +48,8 @@ def check_op(op: Op) -> None:
 
 def to_text(namespace: Iterable[str]) -> str:
     """'users.ann.' for ('users', 'ann')."""
-    return "".join([f"{label}." for label in namespace])
+    # Not as a format string: of a str enum, that would show its name instead of its text.
+    return ".".join([*namespace, ""])
 
 
 def from_text(text: str) -> Namespace:
@@ -72,7 +73,7 @@ def item_id(namespace: Iterable[str], key: object) -> tuple[str, str]:
             f"namespace and key take {size} bytes together, {MAX_ID_BYTES} is the most: "
             "put long text into the value and a digest of it into the key"
         )
-    return text, key
+    return text, str.__str__(key)
 
 
 def scope(prefix: Sequence[str]) -> Scope:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Literal, TypedDict, cast
 
 from langgraph.store.base import IndexConfig, PutOp, ensure_embeddings, get_text_at_path, tokenize_path
 from langgraph.store.base.embed import EmbeddingsLambda
 
 from haive_persistence.db import Query
+from haive_persistence.db.ticks import at_once
 from haive_persistence.errors import ConfigError, InvalidInputError
 
 #: Scopes of up to this many vectors are searched exactly. Measured with 384 dimensions on two busy
@@ -21,6 +25,8 @@ from haive_persistence.errors import ConfigError, InvalidInputError
 #: takes 1 % of the table it finds only a part, and only half of that is the nearest.
 EXACT_VECTORS = 10_000
 MAX_FIELD_BYTES = 200
+#: Calls of the model for one batch at once: it has none for several queries.
+MODEL_CALLS_AT_ONCE = 16
 
 _OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
 _OPCLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
@@ -69,15 +75,25 @@ class Embedder:
         if self._uniform:
             return self._split(texts, queries, self.embeddings.embed_documents([*texts, *queries]))
         found = self.embeddings.embed_documents(list(texts)) if texts else []
-        return self._split(texts, queries, [*found, *map(self.embeddings.embed_query, queries)])
+        if len(queries) < 2:
+            return self._split(texts, queries, [*found, *map(self.embeddings.embed_query, queries)])
+        with ThreadPoolExecutor(min(len(queries), MODEL_CALLS_AT_ONCE)) as pool:
+            return self._split(texts, queries, [*found, *pool.map(self.embeddings.embed_query, queries)])
 
     async def asynchronous(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
         if self._uniform:
             return self._split(texts, queries, await self.embeddings.aembed_documents([*texts, *queries]))
-        found = await self.embeddings.aembed_documents(list(texts)) if texts else []
-        return self._split(
-            texts, queries, [*found, *[await self.embeddings.aembed_query(q) for q in queries]]
-        )
+
+        async def documents() -> Sequence[Sequence[float]]:
+            return await self.embeddings.aembed_documents(list(texts)) if texts else []
+
+        async def query(text: str) -> Sequence[Sequence[float]]:
+            return [await self.embeddings.aembed_query(text)]
+
+        calls: list[Callable[[], Awaitable[Sequence[Sequence[float]]]]] = [documents]
+        calls += [partial(query, text) for text in queries]
+        found = await at_once(calls, most=MODEL_CALLS_AT_ONCE)
+        return self._split(texts, queries, list(chain.from_iterable(found)))
 
     @staticmethod
     def _split(texts: Sequence[str], queries: Sequence[str], vectors: Sequence[Sequence[float]]) -> Vectors:

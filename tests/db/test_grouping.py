@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,36 @@ def until(condition: Callable[[], bool]) -> None:
             return
         threading.Event().wait(0.005)
     raise AssertionError("it did not come about")
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C, but pytest goes on."""
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_holds_up_nobody(
+    database: Database, dsn: str, blocked: Callable[[], None]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    grouping = Grouping()
+    usual = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            first = [pool.submit(ask, grouping, database, f"first-{i}") for i in range(2)]
+            until(lambda: waiting(dsn) >= 2)
+            for i in range(3):  # this thread is the next to lead
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                with pytest.raises(Interrupted):
+                    ask(grouping, database, f"interrupted-{i}")
+            then = [pool.submit(ask, grouping, database, f"then-{i}") for i in range(6)]
+            until(lambda: len(grouping._blocking._queue) == 6)
+            blocked()
+            for asked in (*first, *then):
+                asked.result(timeout=20)
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert grouping._blocking._leading == 0
 
 
 def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import uuid
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from langgraph.store.base import ListNamespacesOp, MatchCondition, PutOp
+from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp
 from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
@@ -137,6 +138,23 @@ def test_many_namespaces(store: PostgresStore, depth: int | None) -> None:
     assert listed == sorted({("u", f"{no:04}", "m")[:width] for no in range(700)})
     assert store.list_namespaces(prefix=("u", "0042"), max_depth=depth) == [("u", "0042", "m")[:width]]
     assert store.list_namespaces(suffix=("0699", "*")) == [("u", "0699", "m")]
+
+
+class Place(str, enum.Enum):
+    USERS = "users"
+    PREFS = "prefs"
+
+
+def test_labels_and_keys_of_a_str_enum_are_their_text(store: PostgresStore) -> None:
+    store.batch([PutOp((Place.USERS,), Place.PREFS, {"n": 1}), PutOp((Place.USERS,), "other", {"n": 2})])
+    store.put((Place.USERS, "ann"), "k", {"n": 3})
+    assert store.get(("users",), "prefs").value == {"n": 1}  # type: ignore[union-attr]
+    assert store.get(("users", "ann"), "k").value == {"n": 3}  # type: ignore[union-attr]
+    assert [found and found.value for found in store.batch([GetOp((Place.USERS,), Place.PREFS)])] == [
+        {"n": 1}
+    ]
+    assert store.list_namespaces(prefix=(Place.USERS,)) == [("users",), ("users", "ann")]
+    assert len(store.search((Place.USERS,))) == 3
 
 
 def test_an_unknown_match_is_said(store: PostgresStore) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 
@@ -102,7 +104,7 @@ async def test_calls_of_one_tick_share_a_round_trip(store: PostgresStore, trips:
         store.alist_namespaces(),
         store.aput(("n",), "k3", {"v": 300}),
     )
-    assert len(trips) == 1
+    assert len(trips) == 2  # what only reads waits for no writer
     assert results[0].value == {"v": 1}  # type: ignore[union-attr]
     assert [item.key for item in results[1]] == ["k7"]
     assert results[2][0].value == {"v": 2}  # type: ignore[union-attr]
@@ -179,3 +181,24 @@ def test_sweeping_is_one_round_trip(store: PostgresStore, trips: list[Any]) -> N
     trips.clear()
     run_sync(store._engine.sweep(store._engine.blocking))
     assert len(trips) == 1
+
+
+async def test_a_locked_item_holds_up_no_other_call_of_the_tick(
+    database: Database, dsn: str, tenant: str
+) -> None:
+    config = dataclasses.replace(database.config, lock_timeout=0.3)
+    patient = Database(config).for_tenant(tenant)
+    store = PostgresStore(patient)
+    await asyncio.gather(*(store.aput(("n",), key, {"n": 1}) for key in ("locked", "other")))
+    with psycopg.connect(dsn) as conn:
+        conn.execute(
+            "SELECT FROM haive.store_item WHERE tenant_id = %s AND key = 'locked' FOR UPDATE", (tenant,)
+        )
+        read = asyncio.create_task(store.aget(("n",), "other"))
+        writes = [asyncio.create_task(store.aput(("n",), key, {"n": 2})) for key in ("locked", "other")]
+        await asyncio.wait([read], timeout=0.25)
+        assert read.done(), "a read waited for a writer"
+        results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result).__name__ for result in results] == ["TimedOutError", "NoneType"]
+    assert (await store.aget(("n",), "other")).value == {"n": 2}  # type: ignore[union-attr]
+    await patient.aclose()

@@ -513,3 +513,79 @@ async def test_many_start_at_once(dsn: str) -> None:
     assert len(await stores[0].asearch(("start",), query="x")) == 8
     for store in stores:
         await store.aclose()
+
+
+class Slow:
+    """An async model that waits with what is slow until it is let go, and fails for what is broken."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        if any("broken" in text for text in texts):
+            raise RuntimeError("the model is out")
+        if any("slow" in text for text in texts):
+            await self.go.wait()
+        return letters(texts)
+
+
+class Queries(Embeddings):
+    """A model whose queries are answered when all of them are there."""
+
+    def __init__(self, together: int) -> None:
+        self.together = together
+        self.asked = 0
+        self.all = asyncio.Event()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return letters(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        return letters([text])[0]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        self.asked += 1
+        if self.asked == self.together:
+            self.all.set()
+        await asyncio.wait_for(self.all.wait(), 10)
+        return letters([text])[0]
+
+
+async def test_searches_asked_together_are_embedded_together(database: Database) -> None:
+    store = PostgresStore(database, index=LETTERS | {"embed": Queries(8)})  # type: ignore[arg-type]
+    await store.aput(("n",), "k", {"text": "something"})
+    found = await asyncio.gather(*(store.asearch(("n",), query=f"question {no}") for no in range(8)))
+    assert [len(items) for items in found] == [1] * 8
+
+
+async def test_a_model_that_fails_for_one_call_fails_for_no_other(database: Database) -> None:
+    store = PostgresStore(database, index=LETTERS | {"embed": Slow()})  # type: ignore[arg-type]
+    await store.aput(("n",), "there", {"text": "text"})
+    results = await asyncio.gather(
+        store.aget(("n",), "there"),
+        store.aput(("n",), "good", {"text": "fine"}),
+        store.aput(("n",), "bad", {"text": "broken"}),
+        store.aput(("n",), "plain", {"text": "broken"}, index=False),
+        return_exceptions=True,
+    )
+    assert [type(result).__name__ for result in results] == ["Item", "NoneType", "RuntimeError", "NoneType"]
+    assert [bool(await store.aget(("n",), key)) for key in ("good", "bad", "plain")] == [True, False, True]
+
+
+@pytest.mark.parametrize("later", ["put", "delete"])
+async def test_the_last_of_two_writes_of_an_item_wins(database: Database, later: str) -> None:
+    """Though the first waits for its vectors."""
+    model = Slow()
+    store = PostgresStore(database, index=LETTERS | {"embed": model})  # type: ignore[arg-type]
+    await store.aput(("n",), "k", {"text": "first"})
+    slow = asyncio.create_task(store.aput(("n",), "k", {"text": "slow"}))
+    await asyncio.sleep(0.05)
+    last = asyncio.create_task(
+        store.aput(("n",), "k", {"new": 1}) if later == "put" else store.adelete(("n",), "k")
+    )
+    await store.aput(("n",), "other", {"text": "this one waits for nobody"})
+    assert (await store.aget(("n",), "k")).value == {"text": "first"}  # type: ignore[union-attr]
+    model.go.set()
+    await asyncio.gather(slow, last)
+    found = await store.aget(("n",), "k")
+    assert (found and found.value) == ({"new": 1} if later == "put" else None)
