@@ -38,10 +38,19 @@ from haive_persistence.checkpointer.reading import (
 )
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Encoder
-from haive_persistence.checkpointer.thread_log import DELTA_PAGE, Batch, KnownHead, ProcessCache, ThreadLog
+from haive_persistence.checkpointer.thread_log import (
+    DELTA_PAGE,
+    MOST_PARTS,
+    Batch,
+    KnownHead,
+    LaneFull,
+    ProcessCache,
+    ThreadLog,
+    new_epoch,
+)
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
-from haive_persistence.errors import ConflictError, InvalidInputError
+from haive_persistence.errors import ConflictError, EncodeError, InvalidInputError
 
 ATTEMPTS = 8
 PAGE = 64
@@ -144,13 +153,15 @@ class Engine:
             return
         task = encode_id(task_id, "task_id")
         id_ = address.checkpoint_id
-        now = time.time_ns() // 1000
         upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         codec = await self.codec(db)
 
         def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             no = batch.reserve()
+            # Later than all that this process has seen, whatever the clocks of others say: an answer comes
+            # after those it was given in the knowledge of.
+            log.clock = now = max(time.time_ns() // 1000, log.clock + 1)
             record = records.encode_write(encoder, batch, no, id_, now, (task, task_path), writes, upsert)
             return "write", {
                 "id": id_,
@@ -174,15 +185,31 @@ class Engine:
         for attempt in range(ATTEMPTS):
             with log.lock:
                 batch = Batch(log)
-                name, params = encode(batch, log)
-                pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
+                try:
+                    name, params = encode(batch, log)
+                    pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
+                except LaneFull:
+                    batch.abandon()
+                    if not batch.shared:
+                        raise EncodeError(
+                            f"a value has too many parts; at most {MOST_PARTS:,} can be stored"
+                        ) from None
+                    log.lane = None
+                    continue
+                except BaseException:
+                    batch.abandon()
+                    raise
+                creates = not log.exists
+                # Each statement that makes the thread would make another: what one of them stored is not
+                # there for those after it, if the thread was deleted in between.
+                epoch = new_epoch() if creates else log.epoch
                 params |= {
                     "thread": thread,
                     "tenant": self.tenant,
-                    "epoch": log.epoch,
+                    "epoch": epoch,
                     "ns_key": address.ns_key,
                 }
-                if not log.exists:
+                if creates:
                     name = f"create_and_{name}"
                     params["thread_id"] = address.thread_id
                 elif batch.shared:
@@ -201,8 +228,13 @@ class Engine:
                     log.lane = None  # another process is in this lane: take a new one
                 continue
             if kept:
-                log.exists = True
-                batch.acknowledge()
+                with log.lock:
+                    if creates and not log.exists:
+                        log.epoch, log.exists = epoch, True
+                if log.epoch == epoch:
+                    batch.acknowledge()
+                else:
+                    self.cache.drop(thread.bytes, log)
                 return log
             log = await self._refresh(db, thread, log)
         raise ConflictError(
@@ -252,7 +284,6 @@ class Engine:
             known = self.cache.get(address.thread.bytes)
             if known is not None and known.exists:
                 self.cache.drop(address.thread.bytes, known)
-            self.cache.absent(address.thread.bytes)
             return None, []
         reader = self.reader(codec, address.thread, epoch)
         ns_key = address.ns_key
@@ -295,6 +326,7 @@ class Engine:
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None or filter else min(PAGE, left)
+            self.cache.trim()
             page = await self._page(db, codec, name, {**params, "limit": size}, filter, thread_id)
             for found in page.tuples:
                 yield found

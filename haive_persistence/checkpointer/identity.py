@@ -12,15 +12,16 @@ from typing import Any
 from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
 
 MAX_ID = 1024  # characters
+MAX_NS = 64 * 1024  # characters: subgraphs in subgraphs, each with its task's id
 _TEXT_ID = b"\xff"  # before an id that is not a UUID, and after one that would have a UUID's length
 
 
-def check_text(what: str, value: str, *, empty: bool = False) -> str:
+def check_text(what: str, value: str, *, empty: bool = False, most: int = MAX_ID) -> str:
     """The string, if Postgres can hold it exactly. Raises InvalidIdentifierError otherwise."""
     if not value and not empty:
         raise InvalidIdentifierError(f"{what} is empty: give a non-empty string")
-    if len(value) > MAX_ID:
-        raise InvalidIdentifierError(f"{what} has {len(value)} characters; at most {MAX_ID} are accepted")
+    if len(value) > most:
+        raise InvalidIdentifierError(f"{what} has {len(value)} characters; at most {most} are accepted")
     if "\x00" in value:
         raise InvalidIdentifierError(
             f"{what} {value!r} contains a NUL character, which Postgres cannot store"
@@ -133,7 +134,7 @@ class Address:
         ns = configurable.get("checkpoint_ns", "")
         if not isinstance(ns, str):
             raise InvalidIdentifierError(f"checkpoint_ns must be a str, not {type(ns).__name__}: {ns!r}")
-        self.ns = check_text("checkpoint_ns", ns, empty=True) if ns else ""
+        self.ns = check_text("checkpoint_ns", ns, empty=True, most=MAX_NS) if ns else ""
         self.ns_key = ns_key(ns) if ns else ROOT_NS_KEY
         self.thread = thread_key(tenant, self.thread_id)
         given = configurable.get("checkpoint_id")

@@ -100,7 +100,9 @@ class ThreadReader:
 
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
         data = self._codec.open_write(self.thread, ns_key, checkpoint_id, no, payload)
-        return records.open_write(no, checkpoint_id, data)
+        write = records.open_write(no, checkpoint_id, data)
+        self.log.clock = max(self.log.clock, write.time)
+        return write
 
     # --- pieces
 

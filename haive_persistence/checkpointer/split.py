@@ -34,6 +34,7 @@ SHORT = 128  # bytes; so do serialised values up to this whose UUIDs, packed, le
 LARGE = 1024  # bytes; a channel's list or dict above this is split
 LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
+DEEPEST = 16  # manifests in manifests; what is further inside is one piece
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
 
@@ -104,6 +105,17 @@ def unpack_uuid(packed: bytes | str) -> str:
     return packed if isinstance(packed, str) else uuid_text(packed)
 
 
+def _are_plain(keys: Iterable[Any]) -> bool:
+    """Whether all keys are text that a manifest can hold."""
+    if set(map(type, keys)) != {str}:
+        return False
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class _Ids:
     """The ids that the messages of one list have besides their pieces."""
 
@@ -139,6 +151,7 @@ class Encoder:
         self._batch = batch
         self.structural: set[int] = set()
         self._send_class = getattr(sys.modules.get("langgraph.types"), "Send", None)
+        self._depth = 0
 
     def encode(self, value: Any, threshold: int = LARGE) -> mf.Manifest:
         """The manifest of a value; a list or dict of up to `threshold` bytes stays whole."""
@@ -154,7 +167,7 @@ class Encoder:
                 return value
         if kind is list and rough_size(value, threshold) > threshold:
             return self._list(value)
-        if kind is dict and rough_size(value, threshold) > threshold and set(map(type, value)) == {str}:
+        if kind is dict and rough_size(value, threshold) > threshold and _are_plain(value):
             return [mf.DICT, self._items(self._dict_parts(value), mf.OTHER)]
         if kind is _DeltaSnapshot:
             return [mf.SNAPSHOT, self.encode(value.value)]
@@ -224,10 +237,14 @@ class Encoder:
             if found not in ids.by_piece and found not in self._batch.given:
                 ids.bare.add(found)
                 return found
-            return self._batch.intern("apart", self._dump([message]), mf.LISTS)
+            return self._apart(self._dump([message]), ids)
         if found is not None:
             no, id_piece = cast("tuple[int, int]", found)
-            if no not in ids.bare and ids.by_piece.setdefault(no, id_piece) == id_piece:
+            if (
+                no not in ids.bare
+                and self._batch.given.get(no) == id_piece
+                and ids.by_piece.setdefault(no, id_piece) == id_piece
+            ):
                 return no
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
             ids.add(
@@ -241,6 +258,14 @@ class Encoder:
         no = self._batch.add(key, data, mf.LISTS)
         if message.id is None:
             ids.bare.add(no)
+        return no
+
+    def _apart(self, data: bytes, ids: _Ids) -> int:
+        """A piece of a message without an id that no id piece gives one."""
+        no = self._batch.intern("apart", data, mf.LISTS)
+        if no in self._batch.given or no in ids.by_piece:
+            no = self._batch.add(key_of("apart", data), data, mf.LISTS)
+        ids.bare.add(no)
         return no
 
     def _stored_bare(self, message: BaseMessage, fields: bytes, ids: _Ids) -> int | None:
@@ -260,7 +285,7 @@ class Encoder:
             flat += (no - piece, pack_uuid(id_))
             self._batch.know(key, (piece, no))
             self._batch.forget(bare)
-            self._batch.given.add(piece)
+            self._batch.given[piece] = no
             ids.by_piece[piece] = no
         self._batch.put(no, mf.pack(flat))
 
@@ -270,7 +295,13 @@ class Encoder:
             return None
         if rough_size(element, LARGE_INSIDE) <= LARGE_INSIDE and type(element) in _CONTAINERS:
             return None
-        inner = self.encode(element, LARGE_INSIDE)
+        if self._depth == DEEPEST:
+            return None
+        self._depth += 1
+        try:
+            inner = self.encode(element, LARGE_INSIDE)
+        finally:
+            self._depth -= 1
         return inner if type(inner) is list and inner and inner[0] != mf.LEAF else None
 
     def _slice(self, elements: list[Any]) -> int:
@@ -419,7 +450,7 @@ class Decoder:
                 piece = pieces[no]
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
-                    self._log.given.update(piece.ids)
+                    self._log.remember_given(piece.ids, no)
                 out.update(piece.ids)
         self._last_ids = (items, base, out)
         return out

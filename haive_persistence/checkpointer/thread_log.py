@@ -27,6 +27,8 @@ from haive_persistence.checkpointer.manifest import IDS, LISTS, OTHER, start_of
 LANE_BITS = 20
 LANE_SIZE = 1 << LANE_BITS
 _STARTS = tuple(map(start_of, (OTHER, IDS, LISTS)))
+_ENDS = (*_STARTS[1:], LANE_SIZE)
+MOST_PARTS = _ENDS[0]  # of the values of one statement, lists' slices not counted
 _ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
@@ -51,6 +53,10 @@ def new_epoch() -> int:
 
 def key_of(kind: Any, data: bytes) -> Key:
     return (kind, data if len(data) <= LONG_KEY else blake2b(data, digest_size=32).digest())
+
+
+class LaneFull(Exception):
+    """A part of the lane has no number left: try again in a new one."""
 
 
 class KnownHead(NamedTuple):
@@ -79,11 +85,12 @@ class ThreadLog:
         self.unacknowledged: dict[int, bytes] = {}
         self.pieces: dict[int, Any] = {}
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
-        # Messages that an id piece gives an id. Where that piece is named for another message of it, they
-        # get theirs too: so they are never again named without an id, nor given another.
-        self.given: set[int] = set()
+        # Messages that an id piece gives an id, and the one that does; 0 if several do. Where such a piece is
+        # named for another message of it, they get theirs too: so they are named with it or not at all.
+        self.given: dict[int, int] = {}
         self.met: dict[int, bool] = {}  # pieces that were decoded, and whether they may be kept so
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
+        self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0
 
@@ -104,6 +111,12 @@ class ThreadLog:
             self.frozen[no] = numbers
             self.frozen.move_to_end(no)
             self.bytes_held += 8 * len(numbers)
+
+    def remember_given(self, messages: Iterable[int], id_piece: int) -> None:
+        """What an id piece says of which messages."""
+        for no in messages:
+            if self.given.setdefault(no, id_piece) != id_piece:
+                self.given[no] = 0
 
     def latest_frozen(self) -> list[tuple[int, list[int]]]:
         """The frozen sequences that were added last, the latest first."""
@@ -150,6 +163,7 @@ class Batch:
         self.given = log.given
         self._own: dict[Key, Placed] = {}
         self.send: dict[int, bytes] = {}
+        self._made: list[int] = []
         self._new_frozen: dict[int, list[int]] = {}
 
     def find(self, key: Key) -> Placed | None:
@@ -192,12 +206,15 @@ class Batch:
     def put(self, no: int, data: bytes) -> None:
         """The piece of a number that was reserved."""
         self.send[no] = data
+        self._made.append(no)
         if self.shared:
             self._log.unacknowledged[no] = data
 
     def reserve(self, part: int = OTHER) -> int:
         """The next number of a part of the lane, for a piece or for a row that is not a piece."""
         no = self._next[part]
+        if no == self.base + _ENDS[part]:
+            raise LaneFull
         self._next[part] = no + 1
         return no
 
@@ -219,6 +236,18 @@ class Batch:
         else:
             self._new_frozen[no] = numbers
         return no
+
+    def abandon(self) -> None:
+        """Nothing is sent: forget what this batch made. Call before anyone else can have named it."""
+        for key, placed in self._own.items():
+            if self._log.known.get(key) == placed:
+                del self._log.known[key]
+        made = set(self._made)
+        for no in made:
+            self._log.unacknowledged.pop(no, None)
+            self._log.frozen.pop(no, None)
+        for message in [message for message, no in self._log.given.items() if no in made]:
+            del self._log.given[message]
 
     def acknowledge(self) -> None:
         """The statement was kept: its pieces are there for good."""

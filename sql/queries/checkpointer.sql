@@ -290,9 +290,10 @@ DELETE FROM haive.piece WHERE thread_key = %(thread)s AND NOT no <@ %(live)s::in
 SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys)s::bigint[]);
 
 -- name: copy_thread_row
--- The target thread's row, if it is not there.
+-- The target thread's row, made or held: nobody deletes the thread until the copy is kept.
 INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
-VALUES (%(target)s, %(epoch)s, %(tenant)s, %(thread_id)s) ON CONFLICT (thread_key) DO NOTHING;
+VALUES (%(target)s, %(epoch)s, %(tenant)s, %(thread_id)s)
+ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch;
 
 -- name: copy_pieces
 -- A thread's pieces, to another thread.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import gc
+import itertools
 import math
 import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +27,11 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import errors
-from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer import Checkpointer, engine, thread_log
 from haive_persistence.checkpointer.identity import decode_id, encode_id, thread_key
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
+from haive_persistence.db.grouping import Grouping
 from tests.checkpointer.conftest import RoundTrips, make_checkpoint, store, thread
 
 
@@ -429,7 +432,104 @@ def test_an_empty_value_that_is_filled_in_place_is_not_what_was_put(
         assert [t.checkpoint["channel_values"]["notes"] for t in reader.list(thread())] == [kind()] * 2
 
 
+def test_a_value_that_fills_its_part_of_the_lane_goes_on_in_another(
+    saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_log, "_ROOM", 4)  # or it would take 65,536 parts
+    config = store(saver, {"messages": [HumanMessage("without its id " * 9)]})
+    config = store(saver, {"messages": [HumanMessage("without its id " * 9, id="1")]}, config)
+    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    assert log is not None and log.lane is not None  # noqa: PT018
+    log.next_numbers[thread_log.OTHER] = log.lane + (1 << 18) - 10
+    files = {f"file {i}": f"{i} " * 100 for i in range(50)}
+    store(saver, {"files": files, "messages": [HumanMessage("without its id " * 9, id="1")]}, config)
+    for reader in (saver, new_saver()):
+        assert values_of(reader)["files"] == files
+        assert [m.id for m in values_of(reader)["messages"]] == ["1"]
+
+
+def test_what_a_failed_put_made_is_forgotten(saver: Checkpointer, new_saver: Any) -> None:
+    config = store(saver, {"n": 1})
+    messages = [HumanMessage(f"m{i} " * 50, id=str(i)) for i in range(100)]
+    for _ in range(3):
+        with pytest.raises(errors.EncodeError):
+            store(saver, {"messages": messages, "bad": (i for i in ())}, config)
+    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    assert log is not None
+    assert not log.unacknowledged
+    store(saver, {"messages": messages}, config)
+    assert values_of(new_saver())["messages"] == messages
+
+
+def test_an_answer_is_later_than_the_answers_it_knows_of(
+    saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of the first worker is ahead of the second's."""
+    config = store(saver, {"n": 1})
+    usual = time.time_ns
+    monkeypatch.setattr(engine.time, "time_ns", lambda: usual() + 5_000_000_000)
+    saver.put_writes(config, [("__resume__", ["one"])], "task")
+    monkeypatch.undo()
+    other = new_saver()
+    assert other.get_tuple(config).pending_writes == [("task", "__resume__", ["one"])]
+    other.put_writes(config, [("__resume__", ["one", "two"])], "task")
+    assert new_saver().get_tuple(config).pending_writes == [("task", "__resume__", ["one", "two"])]
+
+
+@pytest.mark.parametrize("inside", [dict, list])
+def test_deep_states_are_stored(saver: Checkpointer, new_saver: Any, inside: type) -> None:
+    value: Any = HumanMessage("at the bottom")
+    for _ in range(100):
+        value = [value] if inside is list else {"child": value}
+    store(saver, {"tree": value})
+    assert values_of(new_saver())["tree"] == value
+
+
+def test_keys_that_are_no_utf8_and_long_namespaces(saver: Checkpointer, new_saver: Any) -> None:
+    ns = "|".join(f"research_subagent:{uuid.uuid4()}" for _ in range(40))
+    values = {"odd": {"\ud800": [HumanMessage("x" * 100)]}}
+    store(saver, values, thread(ns=ns))
+    assert new_saver().get_tuple(thread(ns=ns)).checkpoint["channel_values"] == values
+
+
 # --- several at once
+
+
+def test_a_thread_made_twice_with_a_deletion_in_between(
+    saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two first puts is slow on its way; the other made the thread, which is deleted meanwhile."""
+    usual = Grouping.fetch_all
+    held, go, calls = threading.Event(), threading.Event(), itertools.count()
+
+    async def slow(self: Grouping, *args: Any, **options: Any) -> Any:
+        if next(calls) == 0:
+            held.set()
+            go.wait(10)
+        return await usual(self, *args, **options)
+
+    monkeypatch.setattr(Grouping, "fetch_all", slow)
+    messages = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
+    first = threading.Thread(target=store, args=(saver, {"n": 1}))
+    first.start()
+    held.wait(10)
+    store(saver, {"messages": messages})
+    new_saver().delete_thread("t")
+    go.set()
+    first.join()
+    store(saver, {"messages": messages})
+    assert values_of(new_saver())["messages"] == messages
+
+
+def test_a_copy_holds_the_thread_it_goes_to(saver: Checkpointer, database: Database, dsn: str) -> None:
+    store(saver, {"n": 1}, thread("target"))
+    key = thread_key(database.tenant, "target")
+    params = {"target": key, "epoch": 1, "tenant": database.tenant, "thread_id": "target"}
+    with psycopg.connect(dsn) as copying, psycopg.connect(dsn) as deleting:
+        copying.execute(database.queries("checkpointer")["copy_thread_row"].encode(), params)
+        deleting.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            deleting.execute("DELETE FROM haive.thread WHERE thread_key = %s", (key,))
 
 
 def test_parallel_tasks_of_one_run(saver: Checkpointer, new_saver: Any) -> None:

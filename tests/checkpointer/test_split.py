@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -281,17 +281,30 @@ def test_an_id_is_given_to_no_other_message_of_the_same_words() -> None:
         assert [m.id for m in process.read(*written)] == [id_, "2"]
 
 
-ids = st.sampled_from([None, None, "1", "1", "2"])
+ids = st.sampled_from([None, None, "1", "1", "2", "3"])
+said_in = st.lists(st.tuples(st.sampled_from("aab"), ids), max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.tuples(ids, ids), st.booleans()), max_size=8))
-def test_messages_with_and_without_ids_in_two_processes(
-    steps: list[tuple[int, tuple[str | None, ...], bool]],
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), said_in, st.booleans()), max_size=7))
+@example(  # one process: the last has no id yet
+    [(0, [("a", str(i)) for i in range(n)] + [("a", None)], False) for n in range(5)]
+)
+@example(  # the one text is given an id by two pieces, of two processes; a third names both
+    [
+        (0, [("a", None), ("b", None), ("c", None)], True),
+        (0, [("a", "1"), ("b", "2")], False),
+        (1, [("a", "3"), ("c", "4")], True),
+        (2, [("a", "1"), ("b", "2"), ("c", "4")], True),
+    ]
+)
+def test_messages_with_and_without_ids_in_several_processes(
+    steps: list[tuple[int, list[tuple[str, str | None]], bool]],
 ) -> None:
-    """Two texts, each without an id, with one, or with another, in any order; processes read each other's."""
-    processes = [Thread(), Thread()]
-    processes[1].stored = processes[0].stored
+    """Two texts, without an id, with one, or with another, in any order; processes read each other's."""
+    processes = [Thread() for _ in range(3)]
+    for process in processes:
+        process.stored = processes[0].stored
     written: list[tuple[list[tuple[str, str | None]], Any, int]] = []
 
     def check(log: ThreadLog | None) -> None:
@@ -299,13 +312,13 @@ def test_messages_with_and_without_ids_in_two_processes(
             found = processes[0].read(manifest, base, log)
             assert [(m.content[0], m.id) for m in found] == wanted
 
-    for who, of_texts, reads in steps:
-        said = list(zip("ab", of_texts, strict=True))
+    for who, said, reads in steps:
         messages = [HumanMessage(text * 60, id=id_) for text, id_ in said]
         written.append((said, *processes[who].write(messages)))
         if reads:
             check(processes[1 - who].log)
-    for log in (None, processes[0].log, processes[1].log):
+            check(processes[2].log)
+    for log in (None, *(process.log for process in processes)):
         check(log)
 
 
