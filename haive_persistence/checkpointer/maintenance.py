@@ -96,7 +96,7 @@ class Maintenance:
             thread = await self._whole(tx, codec, key, row[0])
             doomed: set[Place] = choose(thread)
             if doomed:
-                await self._delete(tx, key, thread, doomed)
+                await self._delete(tx, codec, key, thread, doomed)
         if doomed:
             self._engine.cache.drop(key.bytes)
 
@@ -127,22 +127,29 @@ class Maintenance:
         # A run saves its writes in the background: those of a checkpoint not saved yet are kept.
         return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
 
-    async def _delete(self, tx: Executor, key: uuid.UUID, thread: _Thread, doomed: set[Place]) -> None:
+    async def _delete(
+        self, tx: Executor, codec: BoundCodec, key: uuid.UUID, thread: _Thread, doomed: set[Place]
+    ) -> None:
         kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in doomed]
         live = live_ranges(thread.reader, kept, thread.loose_writes)
         places = sorted(doomed)
+        moved = list(_new_parents(thread.checkpoints, doomed))
         params: dict[str, Any] = {
             "thread": key,
             "epoch": new_epoch(),
             "ns_keys": [ns for ns, _ in places],
             "ids": [id_ for _, id_ in places],
+            "child_ns_keys": [s.ns_key for s, _ in moved],
+            "child_ids": [s.id for s, _ in moved],
+            "parents": [parent for _, parent in moved],
+            "heads": [_bound_head(codec, s, parent) for s, parent in moved],
             "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
         }
         names = [
             "next_epoch",
             "delete_checkpoints",
             "delete_writes",
-            "forget_parents",
+            "set_parents",
             "delete_pieces_outside",
         ]
         statements = [Statement(self._queries[n], params) for n in names]
@@ -187,6 +194,28 @@ class Maintenance:
                 for at in range(0, len(rows), COPY_ROWS):
                     part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
                     await tx.batch([Statement(self._queries[name], params | row) for row in part])
+
+
+def _new_parents(checkpoints: Iterable[Stored], doomed: set[Place]) -> Iterator[tuple[Stored, bytes | None]]:
+    """The checkpoints that stay and lose their parent, with the nearest ancestor that stays.
+
+    A `DeltaChannel` is rebuilt along the parents: without a way to them, what older runs wrote would be lost.
+    """
+    parents = {(s.ns_key, s.id): s.parent for s in checkpoints}
+    for s in checkpoints:
+        parent = s.parent
+        if (s.ns_key, s.id) in doomed or parent is None or (s.ns_key, parent) not in doomed:
+            continue
+        while parent is not None and (s.ns_key, parent) in doomed:
+            parent = parents[s.ns_key, parent]
+        yield s, parent
+
+
+def _bound_head(codec: BoundCodec, s: Stored, parent: bytes | None) -> bytes | None:
+    """The head anew where it says which parent it was sealed with."""
+    if not codec.sealed or parent is None:
+        return None
+    return codec.seal_head(s.thread, s.ns_key, s.id, records.with_parent(s.head, parent))
 
 
 def _reseal_piece(

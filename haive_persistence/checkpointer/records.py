@@ -183,6 +183,13 @@ def open_head(data: bytes) -> Head:
     return Head(fields[1], fields[1] + fields[2], fields)
 
 
+def with_parent(head: Head, parent: bytes) -> bytes:
+    """The record of a checkpoint that is hung below another one."""
+    fields = head.fields.copy()
+    fields[11] = parent
+    return mf.pack(fields)
+
+
 def metadata_value(head: Head, names: list[Any], key: str, decoder: Decoder) -> Any:
     """One metadata value of a head, or None."""
     keys = names[2]

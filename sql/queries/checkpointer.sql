@@ -274,12 +274,12 @@ WHERE c.thread_key = %(thread)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.
 DELETE FROM haive.pending_write w USING unnest(%(ns_keys)s::bigint[], %(ids)s::bytea[]) AS k (ns_key, checkpoint_id)
 WHERE w.thread_key = %(thread)s AND w.ns_key = k.ns_key AND w.checkpoint_id = k.checkpoint_id;
 
--- name: forget_parents
--- Checkpoints whose parent is gone are roots now.
-UPDATE haive.checkpoint c SET parent_id = NULL
-WHERE c.thread_key = %(thread)s AND c.parent_id IS NOT NULL AND NOT EXISTS (
-    SELECT 1 FROM haive.checkpoint p
-    WHERE p.thread_key = c.thread_key AND p.ns_key = c.ns_key AND p.checkpoint_id = c.parent_id);
+-- name: set_parents
+-- Checkpoints whose parent is gone get the nearest ancestor that is left, or none. Sealed heads say it too: they come anew.
+UPDATE haive.checkpoint c SET parent_id = k.parent_id, head = COALESCE(k.head, c.head)
+FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(heads)s::bytea[])
+    AS k (ns_key, checkpoint_id, parent_id, head)
+WHERE c.thread_key = %(thread)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
 
 -- name: delete_pieces_outside
 -- The pieces that no kept checkpoint or write uses.

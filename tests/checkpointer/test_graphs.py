@@ -14,7 +14,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 
-from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
 from haive_persistence.db import Database
 
 CONFIG: Any = {"configurable": {"thread_id": "t"}}
@@ -250,3 +250,33 @@ async def test_async_graphs_on_the_same_object(database: Database) -> None:
     assert len((await app.aget_state(CONFIG)).values["messages"]) == 12
     assert len([s async for s in app.aget_state_history(CONFIG)]) == len(list(app.get_state_history(CONFIG)))
     await database.aclose()
+
+
+class Rebuilt(TypedDict, total=False):
+    items: Annotated[list[str], DeltaChannel(_append, snapshot_frequency=1000)]
+
+
+@pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "sealed"])
+def test_deleting_a_run_takes_nothing_of_other_runs_from_a_delta_channel(
+    database: Database, key: bytes | None
+) -> None:
+    """The runs before it are still found along the parents."""
+    options = CheckpointConfig(encryption_key=key)
+    saver = Checkpointer(database, config=options)
+    builder = StateGraph(Rebuilt)
+    builder.add_node("answer", lambda state: {"items": ["answer"]})
+    builder.add_edge(START, "answer")
+    graph = builder.compile(checkpointer=saver)
+    for number in range(4):
+        config: Any = {"configurable": {"thread_id": "t"}, "metadata": {"run_id": f"run {number}"}}
+        graph.invoke({"items": [f"question {number}"]}, config)
+    saver.delete_for_runs(["run 1", "run 2"])
+    again = builder.compile(checkpointer=Checkpointer(database, config=options))
+    found = again.get_state({"configurable": {"thread_id": "t"}}).values["items"]
+    assert found == ["question 0", "answer", "question 3", "answer"]
+    ids = {
+        t.config["configurable"]["checkpoint_id"] for t in saver.list({"configurable": {"thread_id": "t"}})
+    }
+    parents = [t.parent_config for t in saver.list({"configurable": {"thread_id": "t"}})]
+    assert [p is None for p in parents].count(True) == 1
+    assert all(p["configurable"]["checkpoint_id"] in ids for p in parents if p)
