@@ -16,12 +16,14 @@ from haive_persistence.errors import ConfigError
 
 T = TypeVar("T")
 
+LONGEST_WAIT_S = 1_000_000
+
 PoolerMode = Literal["auto", "session", "transaction"]
 
 # Quoted wherever it is used; short enough that a role can be named after it (63 bytes).
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _PASSWORD = re.compile(
-    r"(?P<url>://[^:/@\s]*:)[^@\s]*(?=@)|(?P<word>\bpassword\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]+)",
+    r"(?P<url>://[^:/@\s]*:)[^@\s]*(?=@)|(?P<word>\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]+)",
     re.IGNORECASE,
 )
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -37,6 +39,14 @@ def _threshold(text: str) -> int | Literal["auto"] | None:
     if text.lower() == "auto":
         return "auto"
     return None if text.lower() in {"never", "none", "off"} else int(text)
+
+
+def _duration(text: str) -> str | float:
+    """Of a variable: a bare number is seconds, as in every setting of ours."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -92,10 +102,10 @@ class PersistenceConfig:
     #: Log every round trip, its time and its rows, to the logger "haive_persistence.sql".
     echo_sql: bool = _setting("echo_sql", False, _boolean)
 
-    statement_timeout: str | float | None = _setting("statement_timeout", None)
-    lock_timeout: str | float | None = _setting("lock_timeout", None)
+    statement_timeout: str | float | None = _setting("statement_timeout", None, _duration)
+    lock_timeout: str | float | None = _setting("lock_timeout", None, _duration)
     idle_in_transaction_session_timeout: str | float | None = _setting(
-        "idle_in_transaction_session_timeout", None
+        "idle_in_transaction_session_timeout", None, _duration
     )
     work_mem: str | None = _setting("work_mem", None)
     maintenance_work_mem: str | None = _setting("maintenance_work_mem", None)
@@ -114,10 +124,23 @@ class PersistenceConfig:
             raise ConfigError(
                 f"schema={self.schema!r}: use at most 40 letters, digits and underscores; not pg_ in front"
             )
-        if self.pool_size < 1 or self.max_overflow < 0 or self.pool_timeout <= 0:
+        if self.pool_size < 1 or self.max_overflow < 0 or not 0 < self.pool_timeout <= LONGEST_WAIT_S:
             raise ConfigError(
-                "pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds"
+                "pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds and "
+                f"at most {LONGEST_WAIT_S:,}"
             )
+        if self.data_dir is not None and not os.fspath(self.data_dir):
+            object.__setattr__(self, "data_dir", None)
+        chosen = os.environ.get("HAIVE_CONNECTION_STRING")
+        if (
+            self.data_dir is not None
+            and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
+            and chosen
+            and self.connection_string == chosen
+        ):
+            object.__setattr__(
+                self, "connection_string", None
+            )  # the caller's data_dir wins over the variable
         if self.pooler not in ("auto", "session", "transaction"):
             raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
         if self.prepare_threshold not in (None, "auto") and not _is_count(self.prepare_threshold):

@@ -29,6 +29,7 @@ def with_defaults(conninfo: str, config: PersistenceConfig) -> str:
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,  # keepalives say nothing while sent data is not acknowledged
         "fallback_application_name": "haive-persistence",
     }
     if "PGCONNECT_TIMEOUT" not in os.environ:

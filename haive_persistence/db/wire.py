@@ -12,6 +12,7 @@ pipeline of four as fast as one (docs/design/0004-connections.md has the numbers
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import time
@@ -23,6 +24,7 @@ import psycopg
 from psycopg import generators
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.waiting import Wait
 
@@ -136,6 +138,7 @@ class Wire:
     def __init__(self, conn: Connection[Any] | AsyncConnection[Any], prepares_after: int | None) -> None:
         # One type for every int: by default it varies with the value, and each is another plan.
         conn.adapters.register_dumper(int, Int8BinaryDumper)
+        set_json_loads(json.loads, conn)  # whatever the application has made psycopg's default
         conn._pool = None  # dropping an idle connection is no reason to warn
         #: A Connection or an AsyncConnection, whichever its pool opens.
         self.conn: Any = conn

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
-from haive_persistence.db import Database, Db, Query
+from haive_persistence.db import Database, Db, Query, failures
 from haive_persistence.errors import ConfigError, MigrationError
 from haive_persistence.store.vectors import VectorIndex
 
@@ -65,6 +65,8 @@ class Ground:
                 f"this login may not make the table {self._index.table} that index= needs; let the owner of "
                 f"schema {self._database.schema!r} call setup() on a store with this index= once. ({error})"
             ) from error
+        except psycopg.Error as error:
+            raise failures.from_driver(error) from error
 
     def _wanted(self) -> dict[str, str]:
         return {"table": self._names[self._index.table], "index": self._names[self._index.index]}
@@ -86,6 +88,8 @@ class Ground:
     def _extend(self, conn: Connection[Any]) -> tuple[str, str]:
         try:
             conn.execute(self._queries["create_extension"].encode())
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateObject):
+            pass  # a store of another schema was quicker: IF NOT EXISTS does not look again
         except psycopg.Error as error:
             raise ConfigError(
                 "index= needs pgvector in this database: install it on the server and, as an administrator, "

@@ -197,3 +197,33 @@ def test_prepared_statements_are_off_behind_a_transaction_pooler_unless_asked_fo
     assert PersistenceConfig().prepares_after(pooled=True) is None
     assert PersistenceConfig(prepare_threshold=0).prepares_after(pooled=True) == 0
     assert PersistenceConfig(prepare_threshold=None).prepares_after(pooled=False) is None
+
+
+def test_a_bare_number_in_a_variable_is_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAIVE_STATEMENT_TIMEOUT", "30")
+    monkeypatch.setenv("HAIVE_LOCK_TIMEOUT", "500ms")
+    settings = PersistenceConfig().session_settings()
+    assert (
+        settings["statement_timeout"]
+        == PersistenceConfig(statement_timeout=30).session_settings()["statement_timeout"]
+    )
+    assert settings["lock_timeout"] == "500ms"
+
+
+def test_a_data_dir_that_is_given_wins_over_a_server_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAIVE_CONNECTION_STRING", "host=elsewhere")
+    assert PersistenceConfig(data_dir="/x").connection_string is None
+    assert PersistenceConfig(data_dir="").connection_string == "host=elsewhere"
+    assert PersistenceConfig(data_dir="/x", connection_string="host=here").connection_string == "host=here"
+    monkeypatch.setenv("HAIVE_DATA_DIR", "/x")
+    assert PersistenceConfig().connection_string == "host=elsewhere"
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 0])
+def test_a_wait_without_an_end_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="pool_timeout"):
+        PersistenceConfig(pool_timeout=seconds)
+
+
+def test_the_password_of_a_key_is_not_shown() -> None:
+    assert "secret" not in repr(PersistenceConfig(connection_string="host=h sslpassword=secret"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from psycopg.types.json import set_json_loads
 
+from haive_persistence.db import Database
 from haive_persistence.errors import EncodeError, InvalidInputError
 from haive_persistence.store import PostgresStore
 from haive_persistence.store.values import decode, encode, look_alike
@@ -169,3 +173,15 @@ def test_large_values(store: PostgresStore) -> None:
     item = store.get(("n",), "k")
     assert item is not None
     assert item.value == value
+
+
+def test_what_the_application_makes_of_json_changes_nothing(database: Database) -> None:
+    """`set_json_loads` is psycopg's, for the whole process."""
+    set_json_loads(lambda text: json.loads(text, parse_float=Decimal))
+    store = PostgresStore(Database(database.config).for_tenant(database.tenant))
+    try:
+        store.put(("n",), "k", {"price": 1.5})
+        assert type(store.get(("n",), "k").value["price"]) is float  # type: ignore[union-attr]
+    finally:
+        set_json_loads(json.loads)
+        store.close()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import GetOp, PutOp, SearchItem, SearchOp
+from psycopg.conninfo import make_conninfo
 
+from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.errors import ConfigError, InvalidInputError
 from haive_persistence.store import PostgresStore
@@ -589,3 +593,29 @@ async def test_the_last_of_two_writes_of_an_item_wins(database: Database, later:
     await asyncio.gather(slow, last)
     found = await store.aget(("n",), "k")
     assert (found and found.value) == ({"new": 1} if later == "put" else None)
+
+
+def test_stores_of_several_schemas_are_used_for_the_first_time_together(dsn: str) -> None:
+    """Each makes the extension, which is the database's."""
+    name = f"first_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            fresh = make_conninfo(dsn, dbname=name)
+            databases = [
+                Database(PersistenceConfig(connection_string=fresh, schema=f"app{i}")) for i in range(4)
+            ]
+            for database in databases:
+                database.setup()
+            barrier = threading.Barrier(4)
+
+            def put(database: Database) -> None:
+                barrier.wait()
+                PostgresStore(database, index=LETTERS).put(("n",), "k", {"text": "first"})  # type: ignore[arg-type]
+
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(put, databases))
+            for database in databases:
+                database.close()
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

@@ -68,7 +68,7 @@ def attach(
     call starts it. Waits for crash recovery however long that takes, and logs that it waits.
     Raises EmbeddedServerError.
     """
-    root = Path(files.default_data_dir() if data_dir is None else data_dir).absolute()
+    root = Path(files.default_data_dir() if data_dir is None else data_dir).expanduser().absolute()
     with _attached_lock:
         server = _attached.get(root) or EmbeddedServer(root)
         server.enter(settings or {})
@@ -181,7 +181,7 @@ class EmbeddedServer:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(_free_port(self._last_port())),
-            "unix_socket_directories": str(sockets),
+            "unix_socket_directories": f'"{sockets}"',  # a list, where a comma would begin another
             **self._settings,
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
