@@ -12,8 +12,8 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 from langgraph.checkpoint.base import (
     EXCLUDED_METADATA_KEYS,
@@ -29,6 +29,7 @@ from langgraph.checkpoint.base import (
 from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.identity import Address, encode_id
+from haive_persistence.checkpointer.keys import CodecProvider
 from haive_persistence.checkpointer.reading import (
     StaleRead,
     Stored,
@@ -50,14 +51,14 @@ from haive_persistence.checkpointer.thread_log import (
 )
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
-from haive_persistence.errors import ConflictError, EncodeError, InvalidInputError
+from haive_persistence.errors import ConflictError, EncodeError, InvalidInputError, WrongKeyError
 
 ATTEMPTS = 8
 PAGE = 64
 MANY = 500  # pieces
 
 Config = Mapping[str, Any]
-CodecSource = Callable[[Db], Awaitable[BoundCodec]]
+T = TypeVar("T")
 
 
 class Engine:
@@ -68,13 +69,14 @@ class Engine:
         queries: Mapping[str, Query],
         tenant: str,
         cache: ProcessCache,
-        codec: CodecSource,
+        keys: CodecProvider,
         searchable: Sequence[str] = (),
     ) -> None:
         self.queries = queries
         self.tenant = tenant
         self.cache = cache
-        self.codec = codec
+        self.codec = keys.codec
+        self._keys = keys
         self.searchable = searchable
         self._writers = Grouping()
 
@@ -250,7 +252,19 @@ class Engine:
 
     # --- reading
 
+    async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, once more if another process has sealed with a data key it added meanwhile."""
+        try:
+            return await read()
+        except WrongKeyError:
+            if not await self._keys.has_new_keys(db):
+                raise
+            return await read()
+
     async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
+        return await self.with_all_keys(db, lambda: self._get_tuple(db, config))
+
+    async def _get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
         address = Address(config, self.tenant)
         codec = await self.codec(db)
         params: dict[str, Any] = {"thread": address.thread, "ns_key": address.ns_key}
@@ -322,12 +336,12 @@ class Engine:
     ) -> AsyncIterator[CheckpointTuple]:
         name, params, thread_id = self._list_query(config, before)
         params["labels"] = labels_of(filter or {}, self.searchable)
-        codec = await self.codec(db)
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None or filter else min(PAGE, left)
             self.cache.trim()
-            page = await self._page(db, codec, name, {**params, "limit": size}, filter, thread_id)
+            wanted = {**params, "limit": size}
+            page = await self.with_all_keys(db, partial(self._page, db, name, wanted, filter, thread_id))
             for found in page.tuples:
                 yield found
                 if left is not None:
@@ -358,12 +372,12 @@ class Engine:
     async def _page(
         self,
         db: Db,
-        codec: BoundCodec,
         name: str,
         params: dict[str, Any],
         filter: Mapping[str, Any] | None,
         thread_id: Any,
     ) -> Page:
+        codec = await self.codec(db)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(self.queries[name], params, idempotent=True)
             found, readers = open_rows(rows, lambda thread, epoch: self.reader(codec, thread, epoch))
@@ -383,6 +397,11 @@ class Engine:
         raise ConflictError("the threads listed change faster than they can be read; try again")
 
     async def delta_history(
+        self, db: Db, config: Config, channels: Sequence[str]
+    ) -> dict[str, DeltaChannelHistory]:
+        return await self.with_all_keys(db, lambda: self._delta_history(db, config, channels))
+
+    async def _delta_history(
         self, db: Db, config: Config, channels: Sequence[str]
     ) -> dict[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest ancestor that has a value of it, and that value."""

@@ -29,6 +29,7 @@ class CodecProvider:
         self._serde = serde
         self._config = config
         self._bound: BoundCodec | None = None
+        self._numbers: frozenset[int] = frozenset()
 
     async def codec(self, db: Db) -> BoundCodec:
         """The tenant's codec. Raises WrongKeyError if the master keys do not open its data keys."""
@@ -37,6 +38,14 @@ class CodecProvider:
             codec = Codec(self._serde, compression=self._config.compression, sealer=sealer)
             self._bound = BoundCodec(codec, self._tenant, index_key)
         return self._bound
+
+    async def has_new_keys(self, db: Db) -> bool:
+        """Look for data keys that another process added; whether there are any, loaded from now on."""
+        if self._keyring() is None:
+            return False
+        before, self._bound = self._numbers, None
+        await self.codec(db)
+        return not self._numbers <= before
 
     def _keyring(self) -> Keyring | None:
         if self._config.encryption_key is None:
@@ -57,6 +66,7 @@ class CodecProvider:
             )
             rows = await self._rows(db)  # another process may have been first: its key counts
         keys = {no: keyring.unwrap(wrapped, self._tenant, no) for no, wrapped in rows}
+        self._numbers = frozenset(keys)
         return Sealer(keys), keys[min(keys)]
 
     async def _rows(self, db: Db) -> Sequence[tuple[Any, ...]]:

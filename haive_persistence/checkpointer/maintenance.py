@@ -88,6 +88,9 @@ class Maintenance:
 
     async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""
+        await self._engine.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
+
+    async def _rewrite_once(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         codec = await self._engine.codec(db)
         async with db.transaction() as tx:
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
@@ -171,7 +174,7 @@ class Maintenance:
             raise InvalidInputError("source and target are the same thread")
         codec = await self._engine.codec(db)
         if codec.sealed:
-            await self._copy_sealed(db, codec, params)
+            await self._engine.with_all_keys(db, lambda: self._copy_sealed(db, params))
         else:
             names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
             async with db.transaction(isolation="repeatable read") as tx:
@@ -179,7 +182,8 @@ class Maintenance:
                     await tx.batch([Statement(self._queries[n], params) for n in names])
         self._engine.cache.drop(target_key.bytes)
 
-    async def _copy_sealed(self, db: Db, codec: BoundCodec, params: dict[str, Any]) -> None:
+    async def _copy_sealed(self, db: Db, params: dict[str, Any]) -> None:
+        codec = await self._engine.codec(db)
         source, target = params["thread"], params["target"]
         async with db.transaction(isolation="repeatable read") as tx:
             if await tx.fetch_one(self._queries["epoch"], params) is None:

@@ -158,7 +158,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             queries = self._database.queries("checkpointer")
             provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
             labels = tuple(self.config.searchable_metadata)
-            engine = Engine(queries, self._database.tenant, cache, provider.codec, labels)
+            engine = Engine(queries, self._database.tenant, cache, provider, labels)
             _engines.add(engine)
             built = self._built = (self.serde, engine, Maintenance(engine), provider)
         return built
@@ -188,7 +188,8 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     def new_data_key(self) -> int:
         """Seal what this object writes from now on with a fresh data key; its number.
 
-        Other processes take it up when they start anew; all of them read what is sealed with any of the keys.
+        Other processes write with it once they have met it, or start anew; all of them read what is sealed
+        with any of the keys.
         """
         return run_sync(self._parts()[3].add_data_key(self._database.blocking))
 

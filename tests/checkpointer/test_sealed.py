@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -178,6 +178,31 @@ def test_several_data_keys_are_readable(sealed: Checkpointer, database: Database
     found = list(reader(database, encryption_key=KEY).list(thread()))
     assert found[0].checkpoint["channel_values"]["messages"][0].content == "sealed with the second key"
     assert found[1].checkpoint["channel_values"]["ssn"] == SECRET
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda saver: saver.get_tuple(thread()),
+        lambda saver: list(saver.list(thread())),
+        lambda saver: saver.prune(["t"]),
+        lambda saver: saver.copy_thread("t", "copy"),
+        lambda saver: saver.get_delta_channel_history(config=thread(), channels=["ssn"]),
+    ],
+    ids=["get_tuple", "list", "prune", "copy_thread", "delta history"],
+)
+def test_processes_that_run_learn_of_a_new_data_key(
+    sealed: Checkpointer, database: Database, read: Callable[[Checkpointer], Any]
+) -> None:
+    config = fill(sealed)
+    other = reader(database, encryption_key=KEY)
+    assert other.get_tuple(config) is not None
+    sealed.new_data_key()
+    config = store(sealed, {"ssn": SECRET * 2, "messages": [HumanMessage("new " * 40)]}, config)
+    read(other)
+    assert other.get_tuple(thread()).checkpoint["channel_values"]["ssn"] == SECRET * 2  # type: ignore[union-attr]
+    store(other, {"ssn": "back"}, config)
+    assert sealed.get_tuple(thread()).checkpoint["channel_values"]["ssn"] == "back"  # type: ignore[union-attr]
 
 
 def test_a_copied_thread_is_sealed_for_its_own_rows(sealed: Checkpointer, database: Database) -> None:
