@@ -74,6 +74,7 @@ class ThreadReader:
         self, log: ThreadLog, codec: BoundCodec, thread: uuid.UUID, queries: Mapping[str, Query]
     ) -> None:
         self.log = log
+        self.pieces = log.pieces
         self.thread = thread
         self._codec = codec
         self._queries = queries
@@ -84,7 +85,7 @@ class ThreadReader:
     def open_frozen(self, no: int, payload: bytes) -> None:
         if no not in self.log.frozen:
             data = self._codec.open_piece(self.thread, no, payload)
-            self.log.remember_pieces({no: data})
+            self.log.remember_pieces({no: data}, self.pieces)
             self.log.remember_frozen(no, mf.decode_frozen(data))
 
     def open_head(
@@ -111,7 +112,7 @@ class ThreadReader:
 
         `want`: "all", "metadata" (enough to filter by), or "delta" (writes and snapshots, to replay).
         """
-        pieces = self.log.pieces
+        pieces = self.pieces
         missing: set[int] = set()
         for s in stored:
             if s.head.template not in pieces:
@@ -128,7 +129,7 @@ class ThreadReader:
     def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
         if type(manifest) is not list or not manifest:
             return
-        pieces = self.log.pieces
+        pieces = self.pieces
         try:
             for start, count in mf.piece_numbers(manifest, base, self.log.frozen):
                 missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
@@ -142,7 +143,7 @@ class ThreadReader:
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
             found = self._codec.open_pieces(self.thread, rows)
-            self.log.remember_pieces(found)
+            self.log.remember_pieces(found, self.pieces)
             if len(rows) != len(part):
                 raise StaleRead
 
@@ -161,9 +162,9 @@ class ThreadReader:
         return self._template(head.template)
 
     def _template(self, no: int) -> list[Any]:
-        data = self.log.pieces[no]
+        data = self.pieces[no]
         if type(data) is bytes:
-            data = self.log.pieces[no] = _Names(mf.unpack(data))
+            data = self.pieces[no] = _Names(mf.unpack(data))
         if type(data) is not _Names:
             raise DecodeError("a row names a piece that is not a template: the data is damaged")
         names: list[Any] = data.names

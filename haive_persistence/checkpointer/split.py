@@ -396,6 +396,7 @@ class Decoder:
         self._dump = codec.dump
         self._is_safe = isinstance(codec.serde, SafeSerializer)
         self._log = log
+        self._pieces = log.pieces
         self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
         self._runs: dict[int, Run] = {}  # by the number of their first piece
 
@@ -424,7 +425,7 @@ class Decoder:
         return (node, arg) if send is None else send(node, arg)
 
     def _leaf(self, no: int) -> Any:
-        data = self._log.pieces[no]
+        data = self._pieces[no]
         self._log.known.setdefault(key_of("value", data), no)
         return self._load(data)
 
@@ -444,7 +445,7 @@ class Decoder:
         if self._last_ids is not None and self._last_ids[:2] == (items, base):
             return self._last_ids[2]
         out: dict[int, tuple[str, int]] = {}
-        pieces = self._log.pieces
+        pieces = self._pieces
         for part in mf.decode_items(items, base, self._log.frozen):
             for no in range(part[0], part[0] + part[1]):
                 piece = pieces[no]
@@ -460,7 +461,7 @@ class Decoder:
         run = self._runs.get(numbers.start)
         if run is not None and run.length >= len(numbers):
             return run.copies(_given(ids, numbers), len(numbers))
-        found = [self._log.pieces[no] for no in numbers]
+        found = [self._pieces[no] for no in numbers]
         for at, piece in enumerate(found):
             if type(piece) is bytes:
                 no = numbers[at]
@@ -490,12 +491,12 @@ class Decoder:
             if self._is_new(no):
                 self._log.known.setdefault(key_of("list", stored), no)
             elif self._may_keep(no, stored, elements) and are_immutable(elements):
-                self._log.remember_decoded(no, tuple(elements), _size(elements))
+                self._log.remember_decoded(self._pieces, no, tuple(elements), _size(elements))
             return elements
         is_new = self._is_new(no)
         original = None if is_new or not self._may_keep(no, stored, elements) else Original.of(message)
         if original is not None:
-            self._log.remember_decoded(no, original, 3 * len(stored) + 1000)
+            self._log.remember_decoded(self._pieces, no, original, 3 * len(stored) + 1000)
             return original
         if given is not None:
             message.__dict__["id"] = given[0]
@@ -538,7 +539,7 @@ class Decoder:
                 out[part[0]] = self.decode(part[1], base)
                 continue
             for no in range(part[0], part[0] + part[1]):
-                piece = log.pieces[no]
+                piece = self._pieces[no]
                 out.update(self._entries(no, piece) if type(piece) is bytes else piece)
         return out
 
@@ -547,5 +548,5 @@ class Decoder:
         if self._is_new(no):
             self._log.known.setdefault(key_of("dict", stored), no)
         elif self._may_keep(no, stored, entries) and are_immutable(entries.values()):
-            self._log.remember_decoded(no, entries, _size(entries.values()))
+            self._log.remember_decoded(self._pieces, no, entries, _size(entries.values()))
         return entries

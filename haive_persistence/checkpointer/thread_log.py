@@ -83,7 +83,7 @@ class ThreadLog:
         self.next_numbers = [0, 0, 0]
         self.known: dict[Key, Placed] = {}
         self.unacknowledged: dict[int, bytes] = {}
-        self.pieces: dict[int, Any] = {}
+        self.pieces: dict[int, Any] = {}  # readers hold on to the dict they began with: see `let_go`
         self.frozen: OrderedDict[int, list[int]] = OrderedDict()
         # Messages that an id piece gives an id, and the one that does; 0 if several do. Where such a piece is
         # named for another message of it, they get theirs too: so they are named with it or not at all.
@@ -123,19 +123,29 @@ class ThreadLog:
         with self._guard:
             return list(islice(reversed(self.frozen.items()), FROZEN_TRIED))
 
-    def remember_pieces(self, found: Mapping[int, bytes]) -> None:
-        """Pieces as they are stored; what is known decoded meanwhile stays so."""
+    def remember_pieces(self, found: Mapping[int, bytes], pieces: dict[int, Any] | None = None) -> None:
+        """Pieces as they are stored; what is known decoded meanwhile stays so. `pieces`: the reader's."""
+        pieces = self.pieces if pieces is None else pieces
         with self._guard:
             for no, data in found.items():
-                if no not in self.pieces:
-                    self.pieces[no] = data
+                if no not in pieces:
+                    pieces[no] = data
                     self.bytes_held += len(data) + 100
 
-    def remember_decoded(self, no: int, piece: Any, size: int) -> None:
+    def remember_decoded(self, pieces: dict[int, Any], no: int, piece: Any, size: int) -> None:
         """A piece as it is handed out from now on; `size`: bytes that this takes more, about."""
         with self._guard:
-            self.pieces[no] = piece
+            pieces[no] = piece
             self.bytes_held += size
+
+    def let_go(self) -> None:
+        """Make room: what pieces hold is fetched again when it is read, that they are there stays known.
+
+        Who reads now goes on with the pieces it began with.
+        """
+        with self._guard:
+            self.pieces = {}
+            self.bytes_held = sum(8 * len(numbers) for numbers in self.frozen.values())
 
 
 def _used_up(lane: int, next_numbers: Sequence[int]) -> bool:
@@ -323,3 +333,6 @@ class ProcessCache:
             while held > self.max_bytes and len(self._logs) > 1:
                 _, log = self._logs.popitem(last=False)
                 held -= log.bytes_held + LOG_BYTES
+            if held > self.max_bytes:
+                for log in self._logs.values():  # the one that is left
+                    log.let_go()

@@ -27,7 +27,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import errors
-from haive_persistence.checkpointer import Checkpointer, engine, thread_log
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, engine, thread_log
 from haive_persistence.checkpointer.identity import decode_id, encode_id, thread_key
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
@@ -490,6 +490,21 @@ def test_keys_that_are_no_utf8_and_long_namespaces(saver: Checkpointer, new_save
     values = {"odd": {"\ud800": [HumanMessage("x" * 100)]}}
     store(saver, values, thread(ns=ns))
     assert new_saver().get_tuple(thread(ns=ns)).checkpoint["channel_values"] == values
+
+
+def test_one_long_thread_stays_within_the_memory_it_may_have(database: Database, new_saver: Any) -> None:
+    saver = Checkpointer(database, config=CheckpointConfig(cache_bytes=1_000_000))
+    config = store(saver, {"n": 0})
+    for i in range(200):
+        text = f"{i} ".ljust(20_000, chr(97 + i % 26))
+        config = store(saver, {"text": text, "messages": [HumanMessage(text, id=str(i))]}, config)
+        if i % 20 == 0:
+            assert values_of(saver)["text"] == text
+    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    assert log is not None
+    assert log.bytes_held < 4_000_000  # it looks every 64 operations
+    assert len(list(saver.list(thread()))) == 201
+    assert values_of(saver) == values_of(new_saver())
 
 
 # --- several at once
