@@ -34,7 +34,7 @@ import ormsgpack
 
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
 
-OTHER, IDS, LISTS = range(3)  # the parts of a lane: ids given to messages, slices of lists, and all else
+OTHER, IDS, LISTS = range(3)  # the parts of a lane: all else, ids given to messages, slices of lists
 _FROM = {LIST: (LISTS, IDS), DICT: (OTHER,)}
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces

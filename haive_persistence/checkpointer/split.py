@@ -160,9 +160,8 @@ class Encoder:
             if kind in _SCALARS:
                 return value if kind is not int or -(1 << 63) <= value < 1 << 64 else self._leaf(value)
             if kind in _CONTAINERS and not value:
-                return (
-                    kind()
-                )  # not the value itself: a node may fill it later, and the manifest is remembered
+                # Not the value itself: a node may fill it later, and the manifest is remembered.
+                return kind()
             if kind is str and len(value) <= TINY and value.isascii():
                 return value
         if kind is list and rough_size(value, threshold) > threshold:

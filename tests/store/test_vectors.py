@@ -523,12 +523,13 @@ class Slow:
     """An async model that waits with what is slow until it is let go, and fails for what is broken."""
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()
+        self.waits, self.go = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, texts: Sequence[str]) -> list[list[float]]:
         if any("broken" in text for text in texts):
             raise RuntimeError("the model is out")
         if any("slow" in text for text in texts):
+            self.waits.set()
             await self.go.wait()
         return letters(texts)
 
@@ -583,7 +584,7 @@ async def test_the_last_of_two_writes_of_an_item_wins(database: Database, later:
     store = PostgresStore(database, index=LETTERS | {"embed": model})  # type: ignore[arg-type]
     await store.aput(("n",), "k", {"text": "first"})
     slow = asyncio.create_task(store.aput(("n",), "k", {"text": "slow"}))
-    await asyncio.sleep(0.05)
+    await model.waits.wait()
     last = asyncio.create_task(
         store.aput(("n",), "k", {"new": 1}) if later == "put" else store.adelete(("n",), "k")
     )
