@@ -47,7 +47,6 @@ from haive_persistence.checkpointer.thread_log import (
     LaneFull,
     ProcessCache,
     ThreadLog,
-    new_epoch,
 )
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
@@ -103,8 +102,8 @@ class Engine:
         kept_metadata = stored_metadata(config, metadata)
         run = kept_metadata.get("run_id")
         codec = await self.codec(db)
-        if address.checkpoint_id is not None and records.missing_values(checkpoint, new_versions):
-            await self._know_parent(db, config, address)
+        if address.checkpoint_id is not None:
+            await self._know_parent(db, config, address, records.missing_values(checkpoint, new_versions))
         known: list[KnownHead] = []
 
         def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
@@ -137,10 +136,15 @@ class Engine:
         self.cache.trim()
         return address.config(id_)
 
-    async def _know_parent(self, db: Db, config: Config, address: Address) -> None:
-        """Channels are to be inherited from the parent: look at it, unless it is known already."""
+    async def _know_parent(self, db: Db, config: Config, address: Address, inherits: object) -> None:
+        """Look at the parent, unless it is known: if channels are inherited from it, or the thread's log made
+        room for others, without which the pieces they share would be sent and stored again."""
         log = self.cache.get(address.thread.bytes)
-        if log is None or (address.ns_key, address.checkpoint_id) not in log.heads:
+        if log is None:
+            wanted = inherits or self.cache.has_made_room
+        else:
+            wanted = inherits and (address.ns_key, address.checkpoint_id) not in log.heads
+        if wanted:
             await self.get_tuple(db, config)
 
     async def put_writes(
@@ -202,20 +206,15 @@ class Engine:
                     batch.abandon()
                     raise
                 creates = not log.exists
-                # Each statement that makes the thread would make another: what one of them stored is not
-                # there for those after it, if the thread was deleted in between.
-                epoch = new_epoch() if creates else log.epoch
-                params |= {
-                    "thread": thread,
-                    "tenant": self.tenant,
-                    "epoch": epoch,
-                    "ns_key": address.ns_key,
-                }
+                epoch = log.epoch
+                params |= {"thread": thread, "tenant": self.tenant, "ns_key": address.ns_key}
                 if creates:
                     name = f"create_and_{name}"
                     params["thread_id"] = address.thread_id
-                elif batch.shared:
-                    name += "_shared" if pieces else "_bare"
+                else:
+                    params["epoch"] = epoch
+                    if batch.shared:
+                        name += "_shared" if pieces else "_bare"
             query, more = with_pieces(self.queries[name], pieces)
             params |= more
             size = sum(len(payload) for _, payload in pieces)
@@ -230,20 +229,28 @@ class Engine:
                     log.lane = None  # another process is in this lane: take a new one
                 continue
             if kept:
-                with log.lock:
-                    if creates and not log.exists:
-                        log.epoch, log.exists = epoch, True
+                if creates:
+                    # Each statement that makes the thread makes another: what one of them stored is not
+                    # there for those after it, if the thread was deleted in between.
+                    epoch = kept[0][0]
+                    with log.lock:
+                        if not log.exists:
+                            log.epoch = epoch
                 if log.epoch == epoch:
                     batch.acknowledge()
                 else:
                     self.cache.drop(thread.bytes, log)
                 return log
-            log = await self._refresh(db, thread, log)
+            log = await self._refresh(db, address, log)
         raise ConflictError(
             f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
         )
 
-    async def _refresh(self, db: Db, thread: uuid.UUID, log: ThreadLog) -> ThreadLog:
+    async def _refresh(self, db: Db, address: Address, log: ThreadLog) -> ThreadLog:
+        thread = address.thread
+        if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
+            await self.get_tuple(db, address.config(address.checkpoint_id))
+            return self.cache.get(thread.bytes) or self.cache.absent(thread.bytes)
         row = await db.fetch_one(self.queries["epoch"], {"thread": thread}, idempotent=True)
         if row is None:
             self.cache.drop(thread.bytes, log)

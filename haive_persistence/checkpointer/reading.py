@@ -18,7 +18,7 @@ from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.identity import decode_id
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Decoder
-from haive_persistence.checkpointer.thread_log import ThreadLog
+from haive_persistence.checkpointer.thread_log import ThreadLog, key_of
 from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import DecodeError, TamperedError
 
@@ -164,6 +164,7 @@ class ThreadReader:
     def _template(self, no: int) -> list[Any]:
         data = self.pieces[no]
         if type(data) is bytes:
+            self.log.learn(key_of("template", data), no)
             data = self.pieces[no] = _Names(mf.unpack(data))
         if type(data) is not _Names:
             raise DecodeError("a row names a piece that is not a template: the data is damaged")

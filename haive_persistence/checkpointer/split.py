@@ -425,7 +425,7 @@ class Decoder:
 
     def _leaf(self, no: int) -> Any:
         data = self._pieces[no]
-        self._log.known.setdefault(key_of("value", data), no)
+        self._log.learn(key_of("value", data), no)
         return self._load(data)
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
@@ -488,7 +488,7 @@ class Decoder:
         message: Any = elements[0] if len(elements) == 1 else None
         if type(message) not in MESSAGE_CLASSES:
             if self._is_new(no):
-                self._log.known.setdefault(key_of("list", stored), no)
+                self._log.learn(key_of("list", stored), no)
             elif self._may_keep(no, stored, elements) and are_immutable(elements):
                 self._log.remember_decoded(self._pieces, no, tuple(elements), _size(elements))
             return elements
@@ -506,10 +506,10 @@ class Decoder:
     def _register(self, no: int, message: BaseMessage, stored: bytes, given: tuple[str, int] | None) -> None:
         fields = message_key(message)
         if fields is None:
-            self._log.known.setdefault(key_of("list", stored), no)
+            self._log.learn(key_of("list", stored), no)
         else:
             placed = no if given is None else (no, given[1])
-            self._log.known.setdefault(key_of(type(message), fields), placed)
+            self._log.learn(key_of(type(message), fields), placed)
 
     def _is_new(self, no: int) -> bool:
         """Whether a piece is decoded for the first time."""
@@ -545,7 +545,7 @@ class Decoder:
     def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
         entries: dict[str, Any] = self._load(stored)
         if self._is_new(no):
-            self._log.known.setdefault(key_of("dict", stored), no)
+            self._log.learn(key_of("dict", stored), no)
         elif self._may_keep(no, stored, entries) and are_immutable(entries.values()):
             self._log.remember_decoded(self._pieces, no, entries, _size(entries.values()))
         return entries

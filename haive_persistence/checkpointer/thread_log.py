@@ -34,7 +34,9 @@ HEADS_KEPT = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 FROZEN_TRIED = 8
 TRIM_EVERY = 64  # operations
-LOG_BYTES = 4000  # what a log takes by itself, about
+LOG_BYTES = 4000  # what a log takes by itself, about; a checkpoint's head; a known key besides its bytes
+HEAD_BYTES = 1000
+KEY_BYTES = 300
 LONG_KEY = 1024  # longer keys are kept as a digest
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
@@ -77,8 +79,7 @@ class ThreadLog:
     def __init__(self, epoch: int | None) -> None:
         self.lock = threading.Lock()
         self._guard = threading.Lock()  # the innermost: for a few steps that belong together
-        self.epoch = epoch
-        self.exists = epoch is not None
+        self.epoch = epoch  # None: it is not stored yet
         self.lane: int | None = None
         self.next_numbers = [0, 0, 0]
         self.known: dict[Key, Placed] = {}
@@ -92,12 +93,35 @@ class ThreadLog:
         self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
-        self.bytes_held = 0
+        self.bytes_held = 0  # by what `let_go` lets go of
+        self.bytes_known = 0
 
     def take_lane(self, lane: int, next_numbers: list[int] | None = None) -> None:
         """A lane that is known to be ours alone."""
         self.lane = lane
         self.next_numbers = next_numbers or [lane + start for start in _STARTS]
+
+    @property
+    def exists(self) -> bool:
+        return self.epoch is not None
+
+    def bytes_taken(self) -> int:
+        """Memory that all this takes, about."""
+        heads = HEAD_BYTES * len(self.heads)
+        return LOG_BYTES + self.bytes_held + self.bytes_known + heads + self.bytes_to_send()
+
+    def bytes_to_send(self) -> int:
+        """What is on its way, and what did not get there."""
+        return sum(map(len, list(self.unacknowledged.values())))
+
+    def learn(self, key: Key, placed: Placed) -> None:
+        """Where a part is stored, unless it is known to be somewhere already."""
+        if key not in self.known and self.known.setdefault(key, placed) is placed:
+            self.bytes_known += KEY_BYTES + len(key[1])
+
+    def forget(self, key: Key) -> None:
+        if self.known.pop(key, None) is not None:
+            self.bytes_known -= KEY_BYTES + len(key[1])
 
     def remember_head(self, ns_key: int, checkpoint_id: bytes, head: KnownHead) -> None:
         with self._guard:
@@ -199,11 +223,12 @@ class Batch:
     def know(self, key: Key, placed: Placed) -> None:
         self._own[key] = placed
         if self.shared:
-            self._log.known[key] = placed
+            self._log.forget(key)
+            self._log.learn(key, placed)
 
     def forget(self, key: Key) -> None:
         self._own.pop(key, None)
-        self._log.known.pop(key, None)
+        self._log.forget(key)
 
     def add(self, key: Key | None, data: bytes, part: int = OTHER) -> int:
         """A new piece; its number."""
@@ -251,7 +276,7 @@ class Batch:
         """Nothing is sent: forget what this batch made. Call before anyone else can have named it."""
         for key, placed in self._own.items():
             if self._log.known.get(key) == placed:
-                del self._log.known[key]
+                self._log.forget(key)
         made = set(self._made)
         for no in made:
             self._log.unacknowledged.pop(no, None)
@@ -274,7 +299,7 @@ class Batch:
         if log.lane is None:
             log.take_lane(self.base, self._next)
         for key, no in self._own.items():
-            log.known.setdefault(key, no)
+            log.learn(key, no)
         for no, numbers in self._new_frozen.items():
             log.remember_frozen(no, numbers)
 
@@ -284,6 +309,7 @@ class ProcessCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.has_made_room = False  # so that a log that is not here may have been
         self._lock = threading.Lock()
         self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
         self._operations = 0
@@ -295,26 +321,22 @@ class ProcessCache:
                 self._logs.move_to_end(thread_key)
             return log
 
-    def at_epoch(self, thread_key: bytes, epoch: int | None) -> ThreadLog:
+    def at_epoch(self, thread_key: bytes, epoch: int) -> ThreadLog:
         """The log of the thread at this epoch; what was known of another epoch is dropped."""
         with self._lock:
             log = self._logs.get(thread_key)
-            if log is None or log.epoch != epoch or not log.exists:
-                if log is not None and log.epoch == epoch:
-                    log.exists = True
-                else:
-                    log = self._logs[thread_key] = ThreadLog(epoch)
+            if log is None or log.epoch != epoch:
+                log = self._logs[thread_key] = ThreadLog(epoch)
             self._logs.move_to_end(thread_key)
             return log
 
     def absent(self, thread_key: bytes) -> ThreadLog:
-        """The log of a thread that is not stored yet: this process chooses its epoch."""
+        """The log of a thread that is not stored yet; its epoch is known when it is."""
         with self._lock:
             log = self._logs.get(thread_key)
             if log is None or log.exists:
-                log = self._logs[thread_key] = ThreadLog(new_epoch())
-                log.exists = False
-                log.take_lane(new_lane())  # nobody else can know of this epoch yet, so nobody is in it
+                log = self._logs[thread_key] = ThreadLog(None)
+                log.take_lane(new_lane())  # nobody can know of its epoch yet, so nobody is in it
             return log
 
     def drop(self, thread_key: bytes, log: ThreadLog | None = None) -> None:
@@ -329,10 +351,18 @@ class ProcessCache:
         if self._operations % TRIM_EVERY:
             return
         with self._lock:
-            held = sum(log.bytes_held for log in self._logs.values()) + LOG_BYTES * len(self._logs)
+            taken = {thread: log.bytes_taken() for thread, log in self._logs.items()}
+            held = sum(taken.values())
             while held > self.max_bytes and len(self._logs) > 1:
-                _, log = self._logs.popitem(last=False)
-                held -= log.bytes_held + LOG_BYTES
+                thread, _ = self._logs.popitem(last=False)
+                held -= taken[thread]
+                self.has_made_room = True
             if held > self.max_bytes:
-                for log in self._logs.values():  # the one that is left
-                    log.let_go()
+                self._make_room_in_last()
+
+    def _make_room_in_last(self) -> None:
+        ((thread, log),) = self._logs.items()
+        log.let_go()
+        if log.bytes_to_send() > self.max_bytes:  # of statements that failed
+            del self._logs[thread]
+            self.has_made_room = True

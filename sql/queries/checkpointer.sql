@@ -9,10 +9,11 @@
 -- Few pieces come as parameters of their own instead of arrays (`with_pieces`), which are slow to send and to open.
 
 -- part: made
--- The thread's row, new.
+-- The thread's row, new. Its epoch is drawn here: a statement that is sent again after its answer was lost must not
+-- bring back an epoch that others know, if the thread it made was deleted in between.
 INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
-VALUES (%(thread)s, %(epoch)s, %(tenant)s, %(thread_id)s)
-ON CONFLICT (thread_key) DO NOTHING RETURNING 1
+VALUES (%(thread)s, hashtextextended(gen_random_uuid()::text, 0), %(tenant)s, %(thread_id)s)
+ON CONFLICT (thread_key) DO NOTHING RETURNING epoch
 
 -- part: held
 -- The thread's row, which nobody prunes or deletes until this is kept. Where somebody just does, the statement
@@ -39,9 +40,9 @@ INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_i
 SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s
 
 -- name: create_and_put
--- The first checkpoint of a thread, its pieces and the thread's row. No row if the thread is there.
+-- The first checkpoint of a thread, its pieces and the thread's row; its epoch, or no row if the thread is there.
 WITH held AS (/* made */), pieces AS (/* new_pieces */)
-/* checkpoint */ FROM held RETURNING 1;
+/* checkpoint */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: put
 -- A checkpoint and its pieces, in a lane not confirmed yet: a piece that is there already is an error.
@@ -60,7 +61,7 @@ WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces *
 -- name: create_and_write
 -- Pending writes that arrive before their thread's first checkpoint.
 WITH held AS (/* made */), pieces AS (/* new_pieces */)
-/* pending_write */ FROM held RETURNING 1;
+/* pending_write */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: write
 -- A task's pending writes and their pieces, in a lane not confirmed yet.

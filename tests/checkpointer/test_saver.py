@@ -502,12 +502,66 @@ def test_one_long_thread_stays_within_the_memory_it_may_have(database: Database,
             assert values_of(saver)["text"] == text
     log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
     assert log is not None
-    assert log.bytes_held < 4_000_000  # it looks every 64 operations
+    assert log.bytes_taken() < 4_000_000  # it looks every 64 operations
     assert len(list(saver.list(thread()))) == 201
     assert values_of(saver) == values_of(new_saver())
 
 
+def test_threads_that_made_room_for_others_are_not_stored_again(database: Database, dsn: str) -> None:
+    saver = Checkpointer(database, config=CheckpointConfig(cache_bytes=0))
+    messages = [HumanMessage(f"{i} ".ljust(200, "x"), id=str(i)) for i in range(100)]
+    configs = [store(saver, {"messages": messages}, thread(t)) for t in "abc"]
+    for n in range(50):
+        configs = [store(saver, {"messages": messages, "n": n}, config) for config in configs]
+    with psycopg.connect(dsn) as conn:
+        sql = "SELECT count(*) FROM haive.piece WHERE tenant_id = %s AND length(payload) > 40"
+        assert conn.execute(sql, [database.tenant]).fetchone() <= (3 * 110,)
+
+
+def test_what_could_not_be_sent_stays_within_the_memory_it_may_have(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Checkpointer(database, config=CheckpointConfig(cache_bytes=1_000_000))
+    config = store(saver, {"n": 0})
+    config = store(saver, {"n": 1}, config)  # from here on it knows where it may write
+
+    async def unreachable(*_: Any, **__: Any) -> Any:
+        raise errors.UnavailableError("the database is away", sqlstate=None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grouping, "fetch_all", unreachable)
+        for i in range(100):
+            with pytest.raises(errors.UnavailableError):
+                store(saver, {"text": f"{i} ".ljust(50_000, "x")}, config)
+    for n in range(100):
+        config = store(saver, {"n": n}, config)
+    assert saver._engine.cache.get(thread_key(database.tenant, "t").bytes).bytes_taken() < 4_000_000
+    assert values_of(saver) == {"n": 99}
+
+
 # --- several at once
+
+
+def test_a_first_put_that_is_sent_again_when_others_know_the_thread_it_made(
+    saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is lost; before it is sent again the thread is read, added to, and deleted."""
+    usual = Grouping.fetch_all
+    messages = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
+    other = new_saver()
+
+    async def twice(self: Grouping, *args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Grouping, "fetch_all", usual)
+        await usual(self, *args, **options)
+        store(other, {"n": 1, "messages": messages})
+        new_saver().delete_thread("t")
+        return await usual(self, *args, **options)
+
+    monkeypatch.setattr(Grouping, "fetch_all", twice)
+    store(saver, {"n": 1})
+    assert values_of(new_saver()) == {"n": 1}
+    store(other, {"n": 1, "messages": messages})
+    assert values_of(new_saver())["messages"] == messages
 
 
 def test_a_thread_made_twice_with_a_deletion_in_between(
