@@ -31,6 +31,7 @@ from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.identity import Address, encode_id
 from haive_persistence.checkpointer.keys import CodecProvider
 from haive_persistence.checkpointer.reading import (
+    Rereading,
     StaleRead,
     Stored,
     ThreadReader,
@@ -101,12 +102,11 @@ class Engine:
         id_ = encode_id(checkpoint["id"])
         kept_metadata = stored_metadata(config, metadata)
         run = kept_metadata.get("run_id")
-        codec = await self.codec(db)
         if address.checkpoint_id is not None:
             await self._know_parent(db, config, address, records.missing_values(checkpoint, new_versions))
         known: list[KnownHead] = []
 
-        def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             parent = address.checkpoint_id
             reuse = log.heads.get((address.ns_key, parent)) if parent else None
@@ -131,7 +131,7 @@ class Engine:
                 "head": codec.seal_head(address.thread, address.ns_key, id_, head),
             }
 
-        log = await self._send(db, address, codec, encode)
+        log = await self._send(db, address, encode)
         log.remember_head(address.ns_key, id_, known[0])
         self.cache.trim()
         return address.config(id_)
@@ -160,9 +160,8 @@ class Engine:
         task = encode_id(task_id, "task_id")
         id_ = address.checkpoint_id
         upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        codec = await self.codec(db)
 
-        def encode(batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             no = batch.reserve()
             # Later than all that this process has seen, whatever the clocks of others say: an answer comes
@@ -176,23 +175,23 @@ class Engine:
                 "payload": codec.seal_write(address.thread, address.ns_key, id_, no, record),
             }
 
-        await self._send(db, address, codec, encode)
+        await self._send(db, address, encode)
 
     async def _send(
         self,
         db: Db,
         address: Address,
-        codec: BoundCodec,
-        encode: Callable[[Batch, ThreadLog], tuple[str, dict[str, Any]]],
+        encode: Callable[[BoundCodec, Batch, ThreadLog], tuple[str, dict[str, Any]]],
     ) -> ThreadLog:
         """Encode against what is known of the thread and send it, until the thread agrees."""
         thread = address.thread
         log = self.cache.get(thread.bytes) or self.cache.absent(thread.bytes)
         for attempt in range(ATTEMPTS):
+            codec = await self.codec(db)
             with log.lock:
                 batch = Batch(log)
                 try:
-                    name, params = encode(batch, log)
+                    name, params = encode(codec, batch, log)
                     pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
                 except LaneFull:
                     batch.abandon()
@@ -215,7 +214,11 @@ class Engine:
                     params["epoch"] = epoch
                     if batch.shared:
                         name += "_shared" if pieces else "_bare"
-            query, more = with_pieces(self.queries[name], pieces)
+            query = self.queries[name]
+            if codec.key is not None:
+                query = while_sealed(query, self.queries["and_sealed"])
+                params["key_no"], params["key"] = codec.key
+            query, more = with_pieces(query, pieces)
             params |= more
             size = sum(len(payload) for _, payload in pieces)
             try:
@@ -241,6 +244,7 @@ class Engine:
                 else:
                     self.cache.drop(thread.bytes, log)
                 return log
+            await self._keys.look_again(db)
             log = await self._refresh(db, address, log)
         raise ConflictError(
             f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
@@ -259,12 +263,17 @@ class Engine:
 
     # --- reading
 
+    async def latest_codec(self, db: Db) -> BoundCodec:
+        """The codec with the data keys as they are stored now."""
+        await self._keys.look_again(db)
+        return await self.codec(db)
+
     async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
         """Read, once more if another process has sealed with a data key it added meanwhile."""
         try:
             return await read()
         except WrongKeyError:
-            if not await self._keys.has_new_keys(db):
+            if not await self._keys.look_again(db):
                 raise
             return await read()
 
@@ -278,6 +287,7 @@ class Engine:
         name = "get_latest"
         if address.checkpoint_id is not None:
             name, params["id"] = "get_one", address.checkpoint_id
+        again = Rereading(self.cache)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(self.queries[name], params, idempotent=True)
             reader, stored = self._open(rows, address, codec)
@@ -289,12 +299,12 @@ class Engine:
                     await reader.fetch(db, missing)
                 with no_garbage_collection(many=len(missing) > MANY):
                     found = reader.checkpoint_tuple(stored[0])
-            except StaleRead:
-                self.cache.drop(address.thread.bytes, reader.log)
+            except StaleRead as stale:
+                again.forget(stale)
                 continue
             self.cache.trim()
             return found
-        raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")
+        raise again.given_up(f"thread {address.thread_id!r}")
 
     def _open(
         self, rows: Sequence[tuple[Any, ...]], address: Address, codec: BoundCodec
@@ -385,6 +395,7 @@ class Engine:
         thread_id: Any,
     ) -> Page:
         codec = await self.codec(db)
+        again = Rereading(self.cache)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(self.queries[name], params, idempotent=True)
             found, readers = open_rows(rows, lambda thread, epoch: self.reader(codec, thread, epoch))
@@ -398,10 +409,9 @@ class Engine:
                     found = [s._replace(thread_id=thread_id) for s in found]
                 with no_garbage_collection(many=len(found) > 1):
                     return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
-            except StaleRead:
-                for thread, reader in readers.items():
-                    self.cache.drop(thread.bytes, reader.log)
-        raise ConflictError("the threads listed change faster than they can be read; try again")
+            except StaleRead as stale:
+                again.forget(stale)
+        raise again.given_up("a thread of those listed")
 
     async def delta_history(
         self, db: Db, config: Config, channels: Sequence[str]
@@ -418,6 +428,7 @@ class Engine:
         codec = await self.codec(db)
         known = self.cache.get(address.thread.bytes)
         depth = known.delta_depth if known is not None else DELTA_PAGE
+        again = Rereading(self.cache)
         for _ in range(ATTEMPTS * 4):
             params = {
                 "thread": address.thread,
@@ -441,9 +452,9 @@ class Engine:
                     await reader.fetch(db, missing)
                 with no_garbage_collection():
                     return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
-            except StaleRead:
-                self.cache.drop(address.thread.bytes, reader.log)
-        raise ConflictError(f"thread {address.thread_id!r} changes faster than it can be read; try again")
+            except StaleRead as stale:
+                again.forget(stale)
+        raise again.given_up(f"thread {address.thread_id!r}")
 
 
 _ARRAYS = "unnest(%(numbers)s::bigint[], %(payloads)s::bytea[])"
@@ -471,6 +482,12 @@ def with_pieces(query: Query, pieces: Sequence[tuple[int, bytes]]) -> tuple[Quer
 def _sized(query: Query, size: int) -> Query:
     rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
     return Query(query.replace(_ARRAYS, f"(VALUES {rows})"))
+
+
+@lru_cache(maxsize=256)
+def while_sealed(query: Query, condition: Query) -> Query:
+    """The same statement, which does nothing once the data key that it seals with is not the one stored."""
+    return Query(query.replace("/* and_sealed */", condition))
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,6 @@ the same data keys again and rewrites no data. Older master keys still open what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
@@ -34,13 +33,13 @@ class CodecProvider:
     async def codec(self, db: Db) -> BoundCodec:
         """The tenant's codec. Raises WrongKeyError if the master keys do not open its data keys."""
         if self._bound is None:
-            sealer, index_key = await self._sealer(db)
+            sealer, key, index_key = await self._sealer(db)
             codec = Codec(self._serde, compression=self._config.compression, sealer=sealer)
-            self._bound = BoundCodec(codec, self._tenant, index_key)
+            self._bound = BoundCodec(codec, self._tenant, key, index_key)
         return self._bound
 
-    async def has_new_keys(self, db: Db) -> bool:
-        """Look for data keys that another process added; whether there are any, loaded from now on."""
+    async def look_again(self, db: Db) -> bool:
+        """Load the data keys as they are stored now; whether there are any that another process added."""
         if self._keyring() is None:
             return False
         before, self._bound = self._numbers, None
@@ -52,10 +51,11 @@ class CodecProvider:
             return None
         return Keyring(self._config.encryption_key, *self._config.older_encryption_keys)
 
-    async def _sealer(self, db: Db) -> tuple[Sealer | None, bytes | None]:
+    async def _sealer(self, db: Db) -> tuple[Sealer | None, tuple[int, bytes] | None, bytes | None]:
+        """What seals, the number and wrapped form of the key it seals with, and the key of blind indexes."""
         keyring = self._keyring()
         if keyring is None:
-            return None, None
+            return None, None, None
         rows = await self._rows(db)
         if not rows:
             wrapped = keyring.wrap(new_data_key(), self._tenant, 1)
@@ -67,9 +67,9 @@ class CodecProvider:
             rows = await self._rows(db)  # another process may have been first: its key counts
         keys = {no: keyring.unwrap(wrapped, self._tenant, no) for no, wrapped in rows}
         self._numbers = frozenset(keys)
-        return Sealer(keys), keys[min(keys)]
+        return Sealer(keys), max(rows), keys[min(keys)]
 
-    async def _rows(self, db: Db) -> Sequence[tuple[Any, ...]]:
+    async def _rows(self, db: Db) -> Sequence[tuple[int, bytes]]:
         return await db.fetch_all(self._queries["data_keys"], {"tenant": self._tenant}, idempotent=True)
 
     async def add_data_key(self, db: Db) -> int:

@@ -71,7 +71,7 @@ class Maintenance:
         if not run_ids:
             return
         wanted = {str(r) for r in run_ids}
-        codec = await self._engine.codec(db)
+        codec = await self._engine.latest_codec(db)
         keys = {"run_keys": [codec.run_key(r) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
@@ -91,7 +91,7 @@ class Maintenance:
         await self._engine.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
 
     async def _rewrite_once(self, db: Db, key: uuid.UUID, choose: Any) -> None:
-        codec = await self._engine.codec(db)
+        codec = await self._engine.latest_codec(db)
         async with db.transaction() as tx:
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
             if row is None:
@@ -172,7 +172,7 @@ class Maintenance:
         }
         if params["thread"] == target_key:
             raise InvalidInputError("source and target are the same thread")
-        codec = await self._engine.codec(db)
+        codec = await self._engine.latest_codec(db)
         if codec.sealed:
             await self._engine.with_all_keys(db, lambda: self._copy_sealed(db, params))
         else:
@@ -183,7 +183,7 @@ class Maintenance:
         self._engine.cache.drop(target_key.bytes)
 
     async def _copy_sealed(self, db: Db, params: dict[str, Any]) -> None:
-        codec = await self._engine.codec(db)
+        codec = await self._engine.latest_codec(db)
         source, target = params["thread"], params["target"]
         async with db.transaction(isolation="repeatable read") as tx:
             if await tx.fetch_one(self._queries["epoch"], params) is None:

@@ -18,9 +18,9 @@ from haive_persistence.checkpointer import records
 from haive_persistence.checkpointer.identity import decode_id
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.split import Decoder
-from haive_persistence.checkpointer.thread_log import ThreadLog, key_of
+from haive_persistence.checkpointer.thread_log import ProcessCache, ThreadLog, key_of
 from haive_persistence.db.protocol import Executor, Query
-from haive_persistence.errors import DecodeError, TamperedError
+from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
 
@@ -52,7 +52,30 @@ def no_garbage_collection(*, many: bool = False) -> Generator[None]:
 
 
 class StaleRead(Exception):
-    """The thread changed between two statements of one read: read again."""
+    """A thread changed between two statements of one read: read again."""
+
+    def __init__(self, reader: ThreadReader) -> None:
+        super().__init__()
+        self.reader = reader
+
+
+class Rereading:
+    """What a read does when threads change under it."""
+
+    def __init__(self, cache: ProcessCache) -> None:
+        self._cache = cache
+        self._met: list[tuple[uuid.UUID, int | None]] = []
+
+    def forget(self, stale: StaleRead) -> None:
+        reader = stale.reader
+        self._cache.drop(reader.thread.bytes, reader.log)
+        self._met.append((reader.thread, reader.log.epoch))
+
+    def given_up(self, what: str) -> PersistenceError:
+        """The error for a read that never got all of it: if the thread did not change, that is why."""
+        if len(self._met) > 1 and self._met[-1] == self._met[-2]:
+            return DecodeError(f"pieces of {what} are missing: its data is damaged")
+        return ConflictError(f"{what} changes faster than it can be read; try again")
 
 
 class Stored(NamedTuple):
@@ -134,7 +157,7 @@ class ThreadReader:
             for start, count in mf.piece_numbers(manifest, base, self.log.frozen):
                 missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
         except KeyError as exc:
-            raise StaleRead from exc
+            raise StaleRead(self) from exc
 
     async def fetch(self, db: Executor, missing: set[int]) -> None:
         """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""
@@ -145,7 +168,7 @@ class ThreadReader:
             found = self._codec.open_pieces(self.thread, rows)
             self.log.remember_pieces(found, self.pieces)
             if len(rows) != len(part):
-                raise StaleRead
+                raise StaleRead(self)
 
     def _piece_query(self, numbers: Sequence[int]) -> tuple[Query, dict[str, Any]]:
         key = {"thread": self.thread, "epoch": self.log.epoch}

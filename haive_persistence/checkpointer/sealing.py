@@ -11,11 +11,17 @@ from haive_persistence.codec import Codec, blind_index, context
 
 
 class BoundCodec:
-    """A `Codec` for one tenant; sealed payloads open only in the row they were written to."""
+    """A `Codec` for one tenant; sealed payloads open only in the row they were written to.
 
-    def __init__(self, codec: Codec, tenant: str, index_key: bytes | None = None) -> None:
+    `key`: the number of the data key that seals, and its wrapped form, as stored.
+    """
+
+    def __init__(
+        self, codec: Codec, tenant: str, key: tuple[int, bytes] | None = None, index_key: bytes | None = None
+    ) -> None:
         self.codec = codec
         self.sealed = codec.sealer is not None
+        self.key = key
         self._tenant = tenant
         self._index_key = index_key
 

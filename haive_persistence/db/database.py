@@ -91,19 +91,25 @@ class Database:
         return other
 
     def setup(self) -> None:
-        """Reach the server and bring the schema up to date now; does nothing the second time.
+        """Reach the server and bring the schema up to date now, also if it was before and is gone again.
 
         Raises ConfigError, UnavailableError or MigrationError, each saying what to do.
         """
-        self._core.plan()
+        self._core.plan(look_again=True)
 
-    def connect(self) -> Connection[Any]:
+    def connect(self, *, to_build: bool = False) -> Connection[Any]:
         """A connection outside the pools, in autocommit, as the login itself: for DDL and catalogues.
 
-        Tenants are not kept apart on it if the login may bypass that. Use it as a context manager,
-        which closes it. Raises UnavailableError or ConfigError.
+        Tenants are not kept apart on it if the login may bypass that. `to_build`: for an index over many
+        rows, so without timeouts and with the memory of `maintenance_work_mem`; behind a transaction pooler
+        they stay the login's, since they would stay with the server's connection. Use it as a context
+        manager, which closes it. Raises UnavailableError or ConfigError.
         """
-        return self._core.connect()
+        conn = self._core.connect()
+        if to_build:
+            for setting in self._core.plan().to_build:
+                conn.execute(setting)
+        return conn
 
     def exclusively(self, what: str) -> AbstractContextManager[None]:
         """A block that one process at a time may be in, for each `what` in this schema.
@@ -161,10 +167,10 @@ class Core:
 
     # -- first use ----------------------------------------------------------------------------
 
-    def plan(self) -> SessionPlan:
+    def plan(self, *, look_again: bool = False) -> SessionPlan:
         """How to set connections up; finding out includes bringing the schema up to date."""
         with self._lock:
-            if self._plan is None:
+            if self._plan is None or look_again:
                 from haive_persistence.db.session import prepare
 
                 self._plan = prepare(self.connect, self.config)

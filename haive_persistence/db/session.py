@@ -38,12 +38,19 @@ class SessionPlan:
     """How the connections of one database are set up, and how a tenant is chosen on them."""
 
     def __init__(
-        self, settings: Sequence[bytes], *, per_transaction: bool, prepares_after: int | None
+        self,
+        settings: Sequence[bytes],
+        *,
+        per_transaction: bool,
+        prepares_after: int | None,
+        to_build: Sequence[bytes] = (),
     ) -> None:
         #: Said once on a new connection.
         self.on_connect = () if per_transaction else tuple(b"SET " + s for s in settings)
         #: After how many uses a statement is prepared; None is never.
         self.prepares_after = prepares_after
+        #: Said on a connection that builds an index.
+        self.to_build = tuple(b"SET " + s for s in to_build)
         self._local = tuple(b"SET LOCAL " + s for s in settings) if per_transaction else None
         self._around: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
 
@@ -140,6 +147,8 @@ def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) 
         if login.bypasses and not (login.role_is_ours and login.role_may_work):
             _make_role(conn, config.schema, login)
         per_transaction = login.citus or _pooled(conn, config, login)
+    # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
+    to_build = [] if per_transaction else [*settings, b"statement_timeout = 0", b"lock_timeout = 0"]
     if login.bypasses:
         settings.append(b'ROLE "' + login.role.encode() + b'"')
     if login.citus:
@@ -148,6 +157,7 @@ def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) 
         settings,
         per_transaction=per_transaction,
         prepares_after=config.prepares_after(pooled=per_transaction),
+        to_build=to_build,
     )
 
 

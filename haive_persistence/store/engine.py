@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -12,13 +13,15 @@ from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
 from haive_persistence.db.ticks import Ticks, Turns
-from haive_persistence.errors import MigrationError
+from haive_persistence.errors import DatabaseError, MigrationError
 from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
 from haive_persistence.store.nearest import LargeScopes, Nearest
 from haive_persistence.store.vectors import PostgresIndexConfig, VectorIndex, Vectors, read_index
 
 if TYPE_CHECKING:
     from haive_persistence.store.ground import Ground
+
+logger = logging.getLogger("haive_persistence.store")
 
 #: Items deleted in one transaction of a sweep: some milliseconds of locks.
 _SWEPT_AT_ONCE = 1000
@@ -142,8 +145,14 @@ class Engine:
         """The queries for the vector table, which is made if it is not there."""
         assert self._ground is not None
         if self._ground.aimed is None and not await self._ground.is_ready(way.db):
-            await way.aside(self._ground.make)
-            await self._ground.is_ready(way.db)
+            try:
+                await way.aside(self._ground.make)
+            except (DatabaseError, MigrationError) as error:
+                if not await self._ground.is_ready(way.db, needs_index=False):
+                    raise
+                logger.warning("searching without an index, which setup() can build: %s", error)
+            else:
+                await self._ground.is_ready(way.db)
         if self._ground.aimed is None:
             raise MigrationError("the vector table was made and is gone again; call setup()")
         return self._ground.aimed

@@ -42,11 +42,11 @@ class Ground:
         """The store's queries for this index, once the table is known to be there."""
         return self._aimed
 
-    async def is_ready(self, db: Db) -> bool:
-        """Look whether all is there: one round trip."""
+    async def is_ready(self, db: Db, *, needs_index: bool = True) -> bool:
+        """Look whether all is there (searches work without an index): one round trip."""
         row = await db.fetch_one(self._queries["inspect_vectors"], self._wanted(), idempotent=True)
         schema, version, table, index = cast("tuple[str | None, str, bool, bool | None]", row)
-        if schema is None or not table or not (index or self._index.kind != "hnsw"):
+        if schema is None or not table or not (index or self._index.kind != "hnsw" or not needs_index):
             return False
         _check_version(version, self._index)
         self._aimed = {name: self._index.aim(text, schema) for name, text in self._queries.items()}
@@ -58,7 +58,7 @@ class Ground:
         Raises ConfigError without a pgvector that will do, MigrationError without the right to make tables.
         """
         try:
-            with self._database.connect() as conn, self._database.exclusively("vectors"):
+            with self._database.connect(to_build=True) as conn, self._database.exclusively("vectors"):
                 self._make(conn)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(

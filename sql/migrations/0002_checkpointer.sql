@@ -9,6 +9,37 @@ CREATE TABLE haive.thread (
 );
 CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
 
+-- Which life of the database this is. After a crash, a failover to a replica or a restored backup, the last commits that
+-- running processes know of may be gone: then it is another one, and what they remember of a thread counts no more.
+-- The parts: the timeline, the file of the table, and when the server last began its statistics, which a crash makes it do.
+CREATE FUNCTION haive.incarnation(stored_in regclass) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN hashtextextended(
+    concat(
+        CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
+        ' ', pg_relation_filenode(stored_in),
+        ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())
+    ),
+    0
+);
+
+-- Servers that keep their log elsewhere do not tell of it.
+DO $$
+BEGIN
+    PERFORM haive.incarnation('pg_class');
+EXCEPTION WHEN OTHERS THEN
+    CREATE OR REPLACE FUNCTION haive.incarnation(stored_in regclass) RETURNS bigint
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN hashtextextended(
+        concat(
+            pg_relation_filenode(stored_in),
+            ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())
+        ),
+        0
+    );
+END
+$$;
+
 CREATE TABLE haive.piece (
     thread_key uuid NOT NULL,
     no bigint NOT NULL,

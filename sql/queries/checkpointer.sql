@@ -8,17 +8,26 @@
 -- The writing ones add to a thread while it is at the epoch they name, and answer with a row; with none if it is not.
 -- Few pieces come as parameters of their own instead of arrays (`with_pieces`), which are slow to send and to open.
 
+-- part: epoch_now
+-- What is remembered of a thread is tied to this: its epoch, in this life of the database.
+t.epoch # haive.incarnation(t.tableoid)
+
 -- part: made
 -- The thread's row, new. Its epoch is drawn here: a statement that is sent again after its answer was lost must not
 -- bring back an epoch that others know, if the thread it made was deleted in between.
-INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
-VALUES (%(thread)s, hashtextextended(gen_random_uuid()::text, 0), %(tenant)s, %(thread_id)s)
-ON CONFLICT (thread_key) DO NOTHING RETURNING epoch
+INSERT INTO haive.thread AS t (thread_key, epoch, tenant_id, thread_id)
+SELECT %(thread)s, hashtextextended(gen_random_uuid()::text, 0), %(tenant)s, %(thread_id)s
+WHERE true /* and_sealed */
+ON CONFLICT (thread_key) DO NOTHING RETURNING /* epoch_now */ AS epoch
 
 -- part: held
 -- The thread's row, which nobody prunes or deletes until this is kept. Where somebody just does, the statement
 -- fails at once and is asked again by itself, to wait (`waiting`): other threads' share its round trip.
-haive.thread WHERE thread_key = %(thread)s AND epoch = %(epoch)s FOR SHARE NOWAIT
+haive.thread t WHERE thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s /* and_sealed */ FOR SHARE NOWAIT
+
+-- name: and_sealed
+-- Where `and_sealed` stands, if the pieces are sealed: only while the data key is stored that seals them.
+AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND no = %(key_no)s AND wrapped = %(key)s)
 
 -- part: new_pieces
 INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
@@ -81,7 +90,7 @@ ON CONFLICT (thread_key, checkpoint_id, no) DO UPDATE SET payload = excluded.pay
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
-SELECT epoch FROM haive.thread WHERE thread_key = %(thread)s;
+SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s;
 
 -- part: writes
 -- The pending writes of the checkpoints `c`. LATERAL with OFFSET 0 keeps the planner to the primary key, without statistics too.
@@ -92,7 +101,7 @@ FROM c CROSS JOIN LATERAL (
     OFFSET 0) AS w
 
 -- part: rows
-SELECT 't', NULL::bytea, t.epoch, NULL::bytea, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
+SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
 UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, head FROM c
 UNION ALL SELECT 'w', checkpoint_id, no, NULL, payload FROM w
 UNION ALL SELECT 'f', NULL, p.no, NULL, p.payload FROM haive.piece p
@@ -138,7 +147,7 @@ WITH RECURSIVE c AS (
 SELECT p.no, p.payload
 FROM haive.thread t
 JOIN haive.piece p ON p.thread_key = t.thread_key
-WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s AND p.no = ANY (%(numbers)s::bigint[]);
+WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s AND p.no = ANY (%(numbers)s::bigint[]);
 
 -- name: piece_ranges
 -- Pieces by ranges of numbers [start, end), if the thread is still at this epoch. LATERAL with OFFSET 0: a scan of the
@@ -150,7 +159,7 @@ CROSS JOIN LATERAL (
     SELECT no, payload FROM haive.piece
     WHERE thread_key = %(thread)s AND no >= r.start AND no < r.stop
     OFFSET 0) AS p
-WHERE t.thread_key = %(thread)s AND t.epoch = %(epoch)s;
+WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s;
 
 -- The listing queries have the thread's key and the namespace's key in each row besides, and the thread's id in
 -- that of the thread; the checkpoints come last, in the order of the page.
@@ -175,7 +184,7 @@ w AS MATERIALIZED (
     SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
         SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
 )
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, t.epoch, NULL::bytea, t.thread_id, NULL::bytea
+SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, /* epoch_now */, NULL::bytea, t.thread_id, NULL::bytea
 FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
 UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
 FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
@@ -239,7 +248,7 @@ DELETE FROM haive.piece WHERE thread_key = ANY (%(threads)s::uuid[]);
 
 -- name: lock_thread
 -- Take the thread for ourselves until the transaction ends.
-SELECT epoch FROM haive.thread WHERE thread_key = %(thread)s FOR UPDATE;
+SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s FOR UPDATE;
 
 -- name: next_epoch
 -- Make what others know of the thread stale.

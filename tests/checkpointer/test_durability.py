@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from langchain_core.messages import HumanMessage
 
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
+from tests.checkpointer.conftest import store, thread
 from tests.checkpointer.durability_writer import WRITERS, advance, config, messages
 
 ROUNDS = 50
@@ -124,6 +126,30 @@ def _everything_is_there(data_dir: Path, acknowledged: dict[str, tuple[int, str]
             assert latest.checkpoint["channel_values"]["messages"] == messages(thread, at)
         some = next(iter(acknowledged))
         acknowledged[some] = advance(saver, some)  # the next run resumes
+
+
+def test_a_crash_that_loses_the_last_commits_does_not_mislead_who_saw_them(data_dir: Path) -> None:
+    """With synchronous_commit off, which is the user's choice; a failover to a late replica does the same."""
+    settings = {"synchronous_commit": "off"}
+    with Checkpointer(PersistenceConfig(data_dir=data_dir, embedded_settings=settings)) as saver:
+        first = store(saver, {"n": 1})
+        with saver.database.connect() as conn:
+            conn.execute("CHECKPOINT")
+        postmaster = _postmaster(data_dir)
+        (writer,) = [p for p in postmaster.children() if "walwriter" in " ".join(p.cmdline())]
+        writer.suspend()
+        said = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
+        lost = store(saver, {"n": 2, "messages": said}, first)
+        processes = [postmaster, *postmaster.children()]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=30)
+        assert saver.get_tuple(thread()).config == first, "the crash was to lose the last commit"
+        store(saver, {"n": 3, "messages": said}, lost)
+        saver.put_writes(first, [("messages", said)], "task")
+        with Checkpointer(saver.database) as other:
+            assert other.get_tuple(thread()).checkpoint["channel_values"] == {"n": 3, "messages": said}
+            assert other.get_tuple(first).pending_writes == [("task", "messages", said)]
 
 
 def test_the_writers_write(data_dir: Path) -> None:

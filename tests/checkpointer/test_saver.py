@@ -539,6 +539,18 @@ def test_what_could_not_be_sent_stays_within_the_memory_it_may_have(
     assert values_of(saver) == {"n": 99}
 
 
+def test_pieces_that_are_gone_are_told_of(saver: Checkpointer, new_saver: Any, dsn: str) -> None:
+    config = store(saver, {"messages": [HumanMessage("x" * 200, id="m")]})
+    with psycopg.connect(dsn) as conn:
+        conn.execute("DELETE FROM haive.piece WHERE tenant_id = %s", [saver.database.tenant])
+    for read in (
+        lambda: new_saver().get_tuple(config),
+        lambda: list(new_saver().list(config)),
+    ):
+        with pytest.raises(errors.DecodeError, match="its data is damaged"):
+            read()
+
+
 # --- several at once
 
 

@@ -58,6 +58,33 @@ def reader(database: Database, **config: Any) -> Checkpointer:
     return Checkpointer(database, config=CheckpointConfig(**config))
 
 
+def test_a_backup_restored_under_processes_that_run(empty_dsn: str) -> None:
+    """They remember pieces, and a data key, that the backup does not have."""
+    database = Database(empty_dsn)
+    running = Checkpointer(database, config=CheckpointConfig(encryption_key=KEY))
+    other_tenant = running.for_tenant("second")
+    said = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
+    first = store(running, {"n": 1})
+    tables = ("thread", "piece", "checkpoint", "pending_write", "data_key")
+    with psycopg.connect(empty_dsn, autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA backup")
+        for table in tables:
+            admin.execute(f"CREATE TABLE backup.{table} AS TABLE haive.{table}".encode())
+        store(running, {"n": 2, "messages": said}, first)
+        store(other_tenant, {"n": 1})
+        for table in tables:
+            admin.execute(f"TRUNCATE haive.{table}; INSERT INTO haive.{table} TABLE backup.{table}".encode())
+    store(running, {"n": 3, "messages": said}, first)
+    store(other_tenant, {"n": 3, "messages": said}, thread("new"))
+    store(other_tenant, {"n": 3, "messages": said})
+    for tenant, thread_id in (("default", "t"), ("second", "t"), ("second", "new")):
+        fresh = reader(database.for_tenant(tenant), encryption_key=KEY)
+        found = fresh.get_tuple(thread(thread_id))
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"n": 3, "messages": said}
+    database.close()
+
+
 def test_nothing_is_readable_and_everything_comes_back(
     sealed: Checkpointer, database: Database, admin: psycopg.Connection[Any]
 ) -> None:

@@ -12,11 +12,14 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, migrate, run_sync
 from haive_persistence.db.migrate import Migration, migrations
 from haive_persistence.db.sql import in_schema, sql_root
 from haive_persistence.errors import ConfigError, MigrationError
+from tests.checkpointer.conftest import store
+from tests.checkpointer.conftest import thread as thread_config
 from tests.db.helpers import WHO, finish, in_process
 
 BASE = migrations()[0]
@@ -297,6 +300,18 @@ def limited(empty_dsn: str) -> str:
 def test_login_that_may_not_create_a_schema_is_told_what_to_do(limited: str) -> None:
     with pytest.raises(MigrationError, match=r"setup\(\) once"):
         Database(limited).setup()
+
+
+def test_a_server_that_does_not_tell_of_its_log(empty_dsn: str, limited: str) -> None:
+    """As those that keep it elsewhere."""
+    name = conninfo_to_dict(limited)["user"]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("REVOKE EXECUTE ON FUNCTION pg_walfile_name(pg_lsn) FROM PUBLIC")
+        conn.execute(f"GRANT CREATE ON DATABASE {conn.info.dbname} TO {name}")
+    saver = Checkpointer(limited)
+    store(saver, {"n": 1})
+    assert saver.get_tuple(thread_config()).checkpoint["channel_values"] == {"n": 1}
+    saver.close()
 
 
 def test_login_without_ddl_rights_works_on_a_schema_that_is_there(empty_dsn: str, limited: str) -> None:

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database
-from haive_persistence.errors import ConfigError, InvalidInputError
+from haive_persistence.errors import ConfigError, DatabaseError, InvalidInputError, TimedOutError
 from haive_persistence.store import PostgresStore
 from tests.store.conftest import LETTERS, letters
 
@@ -487,6 +487,59 @@ def test_an_unfinished_index_is_built_again(database: Database, dsn: str, sql: S
     sql("DROP INDEX haive.store_vector_5_hnsw_cosine")
     PostgresStore(database, index=index).setup()
     assert sql(valid) == [(True,)]
+
+
+MANY_VECTORS = """
+INSERT INTO haive.store_item (tenant_id, namespace, key, value, created_at, updated_at)
+SELECT 'default', 'n.', i::text, '{}', now(), now() FROM generate_series(1, 3000) i;
+INSERT INTO haive.store_vector_20 (tenant_id, namespace, key, field, put_at, embedding)
+SELECT 'default', 'n.', i::text, '$', now(),
+       (SELECT array_agg(sin(i * j)::real) FROM generate_series(1, 20) j)::vector(20)
+FROM generate_series(1, 3000) i;
+DROP INDEX haive.store_vector_20_hnsw_cosine;
+"""
+
+
+def test_building_an_index_may_take_longer_than_a_statement(
+    empty_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    index: Any = {"dims": 20, "embed": lambda texts: [[1.0] * 20 for _ in texts]}
+    PostgresStore(empty_dsn, index=index).setup()
+    with psycopg.connect(empty_dsn, autocommit=True) as admin:
+        admin.execute(MANY_VECTORS)
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET statement_timeout = '60ms'".encode())
+    valid = (
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('haive.store_vector_20_hnsw_cosine')"
+    )
+    # Behind a transaction pooler the login's timeout counts; all goes on without the index.
+    pooled = PostgresStore(PersistenceConfig(connection_string=empty_dsn, pooler="transaction"), index=index)
+    pooled.put(("n",), "k", {"text": "a"})
+    assert len(pooled.search(("n",), query="x", limit=3)) == 3
+    assert "searching without an index" in caplog.text
+    with pytest.raises(TimedOutError, match="statement_timeout"):
+        pooled.setup()
+    pooled.close()
+    store = PostgresStore(
+        PersistenceConfig(connection_string=empty_dsn, maintenance_work_mem="80MB", pooler="session"),
+        index=index,
+    )
+    store.setup()
+    store.close()
+    with psycopg.connect(empty_dsn) as admin:
+        assert admin.execute(valid).fetchall() == [(True,)]
+
+
+def test_a_schema_that_was_dropped_is_made_again(empty_dsn: str) -> None:
+    store = PostgresStore(empty_dsn, index=LETTERS)  # type: ignore[arg-type]
+    store.put(("n",), "k", {"text": "abc"})
+    with psycopg.connect(empty_dsn, autocommit=True) as admin:
+        admin.execute("DROP SCHEMA haive CASCADE")
+    with pytest.raises(DatabaseError, match=r"run setup\(\)"):
+        store.put(("n",), "k", {"text": "abc"})
+    store.setup()
+    store.put(("n",), "k", {"text": "abc"})
+    assert [item.key for item in store.search(("n",), query="abc")] == ["k"]
+    store.close()
 
 
 @pytest.fixture
