@@ -56,6 +56,7 @@ _MEANING: dict[str, tuple[type[DatabaseError], str]] = {
     "42P05": (DatabaseError, 'A pooler may be in between: set pooler="transaction".'),
     "53": (UnavailableError, "The server is short of something (connections, memory or disk)."),
     "53100": (DatabaseError, "The server's disk is full; nothing was kept."),
+    "54": (DatabaseError, "A value is larger than Postgres can take; nothing was kept."),
     "55P03": (TimedOutError, "A lock was not free within lock_timeout; nothing was kept, try again."),
     "57": (UnavailableError, "The server is stopping or restarting; try again."),
     "57014": (TimedOutError, "The statement was cancelled: see statement_timeout. Nothing was kept."),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 _TUPLES = ExecStatus.TUPLES_OK
+_DONE = ExecStatus.COMMAND_OK
 _FATAL = ExecStatus.FATAL_ERROR
 _SYNC = ExecStatus.PIPELINE_SYNC
 _COPY = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
@@ -213,11 +214,11 @@ class Wire:
         Raises InvalidInputError for a parameter that cannot be sent, before anything is.
         """
         bound = [self._bind(query, params) for query, params in statements]
-        pg, known = self._pg, self._serial
-        answers, places = 0, list[int]()
+        pg = self._pg
+        answers, places, fresh = 0, list[int](), dict[_Key, int]()
         try:
             pg.enter_pipeline_mode()
-            answers, places = self._queue(before, bound, after)
+            answers, places = self._queue(before, bound, after, fresh)
             pg.pipeline_sync()
             if pg.flush():
                 yield from generators.send(pg)
@@ -228,21 +229,29 @@ class Wire:
             pg.exit_pipeline_mode()
             if len(results) == answers and not any(r.status == _FATAL for r in results):
                 return [results[place] for place in places]
-        for _ in range(known, self._serial):  # whether they were prepared is not known
-            self._names.popitem()
+        for key, place in fresh.items():
+            if not (place < len(results) and results[place].status == _DONE):
+                self._names.pop(key, None)
         return self._verdict(results, lost, commit_at=answers - len(after))
 
     def _queue(
-        self, before: Sequence[bytes], bound: Sequence[_Bound], after: Sequence[bytes]
+        self,
+        before: Sequence[bytes],
+        bound: Sequence[_Bound],
+        after: Sequence[bytes],
+        fresh: dict[_Key, int],
     ) -> tuple[int, list[int]]:
-        """Queue everything; returns how many answers will come and which are the statements'."""
+        """Queue everything; returns how many answers will come and which are the statements'.
+
+        `fresh` is told which statements are prepared, and which answers say that they are.
+        """
         pg = self._pg
         answers = len(before)
         for text in before:
             pg.send_query_params(text, None)
         places: list[int] = []
         for statement in bound:
-            answers += self._queue_one(statement)
+            answers += self._queue_one(statement, answers, fresh)
             places.append(answers - 1)
         while len(self._names) > max(MAX_PREPARED, len(bound)):
             answers += self._forget_oldest()
@@ -250,7 +259,7 @@ class Wire:
             pg.send_query_params(text, None)
         return answers + len(after), places
 
-    def _queue_one(self, bound: _Bound) -> int:
+    def _queue_one(self, bound: _Bound, place: int, fresh: dict[_Key, int]) -> int:
         """Queue one statement, prepared if it is time to; returns how many answers it brings."""
         pg, key = self._pg, (bound.query, bound.types)
         name = self._names.get(key)
@@ -262,6 +271,7 @@ class Wire:
             return 1
         self._serial += 1
         name = self._names[key] = b"haive_%d" % self._serial
+        fresh[key] = place
         pg.send_prepare(name, bound.text, bound.types)
         pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
         return 2

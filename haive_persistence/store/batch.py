@@ -8,9 +8,9 @@ one transaction in one round trip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from langgraph.store.base import (
     GetOp,
@@ -31,10 +31,16 @@ from haive_persistence.store.values import Encoded, decode, encode
 from haive_persistence.store.vectors import VectorIndex, Vectors
 
 Queries = Mapping[str, Query]
+T = TypeVar("T")
+Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
 
 #: 19,000 years; beyond that Postgres runs out of dates.
 _LONGEST_TTL_MINUTES = 1e10
-_MOST_ROWS = 2**62
+#: More rows, or labels, than there can be: a larger number means the same.
+_ALL_ROWS = 2**40
+_ALL_LABELS = 2**30
+#: Characters of values, or of vectors, in one statement: what it unpacks may take 256 MB in Postgres.
+_PUT_AT_ONCE = 16_000_000
 
 
 class Step(NamedTuple):
@@ -86,6 +92,8 @@ class Put(NamedTuple):
     texts: dict[str, str]
 
 
+Placed = tuple[tuple[str, str], Put]
+
 _EXPIRED = Put(Encoded("{}", None), 0.0, {})
 
 
@@ -116,9 +124,9 @@ class Batch:
             elif isinstance(op, SearchOp):
                 self._add_search(no, op)
             elif isinstance(op, ListNamespacesOp):
-                _check_page(op.limit, op.offset)
+                op = _paged(op)
                 if op.max_depth is not None:
-                    _check_whole("max_depth", op.max_depth, 1)
+                    op = op._replace(max_depth=_whole("max_depth", op.max_depth, 1, _ALL_LABELS))
                 self.lists.append((no, op, *keys.listed(op.match_conditions or ())))
             else:
                 raise InvalidInputError(f"{type(op).__name__} is no operation of LangGraph's stores")
@@ -148,7 +156,7 @@ class Batch:
         self.puts[item] = Put(encoded, _ttl(op.ttl), texts)
 
     def _add_search(self, no: int, op: SearchOp) -> None:
-        _check_page(op.limit, op.offset)
+        op = _paged(op)
         search = Search(no, op, keys.scope(op.namespace_prefix), compile_filter(op.filter), self.expired)
         if op.limit == 0:
             self.results[no] = []
@@ -238,7 +246,8 @@ class Batch:
         puts = [(item, put) for item, put in ordered if put is not None]
         statements: list[Statement] = []
         if puts:
-            statements.append(self._put([(item, put or _EXPIRED) for item, put in ordered]))
+            placed = [(item, put or _EXPIRED) for item, put in ordered]
+            statements += map(self._put, _portions(placed, _put_size))
         elif len(gone) > 1:
             statements.append(self._about("lock_items", gone))
         if len(gone) == 1:
@@ -256,7 +265,7 @@ class Batch:
     ) -> Statement:
         return Statement((queries or self.queries)[name], {"tenant": self.tenant, **_columns(items)})
 
-    def _put(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
+    def _put(self, puts: Sequence[Placed]) -> Statement:
         return self._put_one(*puts[0]) if len(puts) == 1 else self._put_many(puts)
 
     def _put_one(self, item: tuple[str, str], put: Put) -> Statement:
@@ -270,7 +279,7 @@ class Batch:
         }
         return Statement(self.queries["put_item"], params)
 
-    def _put_many(self, puts: Sequence[tuple[tuple[str, str], Put]]) -> Statement:
+    def _put_many(self, puts: Sequence[Placed]) -> Statement:
         exacts = [put.encoded.exact for _, put in puts]
         ttls = [put.ttl_minutes for _, put in puts]
         params = {
@@ -286,7 +295,7 @@ class Batch:
         self,
         index: VectorIndex,
         aimed: Queries,
-        puts: Sequence[tuple[tuple[str, str], Put]],
+        puts: Sequence[Placed],
         vectors: Mapping[str, Sequence[float]],
     ) -> list[Statement]:
         rows = [
@@ -295,15 +304,32 @@ class Batch:
             for name, text in put.texts.items()
         ]
         statements = [self._about("drop_vectors", [item for item, _ in puts], aimed)]
-        if rows:
+        for part in _portions(rows, lambda row: len(row[2])):
             params = {
                 "tenant": self.tenant,
-                **_columns([item for item, _, _ in rows]),
-                "fields": text_array(name for _, name, _ in rows),
-                "embeddings": text_array(text for _, _, text in rows),
+                **_columns([item for item, _, _ in part]),
+                "fields": text_array(name for _, name, _ in part),
+                "embeddings": text_array(text for _, _, text in part),
             }
             statements.append(Statement(aimed["put_vectors"], params))
         return statements
+
+
+def _portions(rows: Sequence[T], size_of: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Rows in their order, as many together as one statement takes."""
+    start = total = 0
+    for at, size in enumerate(map(size_of, rows)):
+        total += size
+        if total > _PUT_AT_ONCE and at > start:
+            yield rows[start:at]
+            start, total = at, size
+    if rows:
+        yield rows[start:]
+
+
+def _put_size(placed: Placed) -> int:
+    encoded = placed[1].encoded
+    return len(encoded.value) + 2 * len(encoded.exact or b"")
 
 
 def found_item(row: Row, score: float | None = None) -> SearchItem:
@@ -345,11 +371,12 @@ def _ttl(minutes: Any) -> float | None:
     return number
 
 
-def _check_page(limit: Any, offset: Any) -> None:
-    _check_whole("limit", limit, 0)
-    _check_whole("offset", offset, 0)
+def _paged(op: Paged) -> Paged:
+    limit, offset = _whole("limit", op.limit, 0, _ALL_ROWS), _whole("offset", op.offset, 0, _ALL_ROWS)
+    return op._replace(limit=limit, offset=offset)
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or not least <= value <= _MOST_ROWS:
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or value < least:
         raise InvalidInputError(f"{name}={value!r}: give a whole number from {least} up")
+    return min(value, most)

@@ -233,6 +233,17 @@ def test_statements_beyond_the_limit_are_forgotten_on_the_server_too(
     assert run(lambda db: db.fetch_one(Query("SELECT 0::int8 + %(a)s"), {"a": 1})) == (1,)
 
 
+def test_a_statement_that_fails_is_prepared_once(connected: Callable[..., Database]) -> None:
+    run = runner(connected(pool_size=1, max_overflow=0), "blocking")
+    divide = Query("SELECT 1 / %(by)s::int8")
+    for _ in range(5):
+        with pytest.raises(DatabaseError, match="division by zero"):
+            run(lambda db: db.batch([Statement(ONE, {"a": "x", "b": 1}), Statement(divide, {"by": 0})]))
+    assert run(lambda db: db.fetch_one(divide, {"by": 1})) == (1,)
+    look = Query("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT 1 / %%'")
+    assert run(lambda db: db.fetch_one(look)) == (1,)
+
+
 @pytest.mark.parametrize(("threshold", "uses", "prepared"), [(None, 9, 0), (0, 1, 1), (3, 3, 0), (3, 4, 1)])
 def test_prepare_threshold(
     connected: Callable[..., Database], threshold: int | None, uses: int, prepared: int

@@ -23,7 +23,7 @@ from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
 from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
-from haive_persistence.store import PostgresStore
+from haive_persistence.store import PostgresStore, batch
 from haive_persistence.store.keys import MAX_ID_BYTES
 
 
@@ -174,6 +174,23 @@ def test_an_empty_batch(store: PostgresStore, trips: list[Any]) -> None:
 
 async def test_an_empty_batch_asynchronously(store: PostgresStore) -> None:
     assert await store.abatch([]) == []
+
+
+def test_more_than_one_statement_takes(
+    store: PostgresStore, trips: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres unpacks 256 MB of a batch at most."""
+    store.put(("big",), "0", {"old": True})
+    monkeypatch.setattr(batch, "_PUT_AT_ONCE", 1000)
+    trips.clear()
+    store.batch([PutOp(("big",), str(no), {"text": str(no) * (no * 30)}) for no in range(30)])
+    assert len(trips) == 1
+    found = store.search(("big",), limit=2**70)
+    assert {int(item.key): item.value["text"] for item in found} == {
+        no: str(no) * (no * 30) for no in range(30)
+    }
+    assert store.search(("big",), offset=2**70) == []
+    assert store.list_namespaces(max_depth=2**40, limit=2**80) == [("big",)]
 
 
 def test_many_items_at_once(store: PostgresStore) -> None:
