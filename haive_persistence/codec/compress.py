@@ -13,7 +13,7 @@ never changed or removed once shipped; a better one gets the next number (`tools
 
 from __future__ import annotations
 
-import threading
+from collections import defaultdict
 from functools import cache
 from importlib import resources
 from typing import Final
@@ -48,15 +48,10 @@ _MAGICLESS: Final = zstandard.FORMAT_ZSTD1_MAGICLESS
 _names: Final = {"zstd", None}
 
 
-class _Local(threading.local):
-    """zstandard's objects must not be used by two threads at a time."""
-
-    def __init__(self) -> None:
-        self.compressors: dict[tuple[int, int], zstandard.ZstdCompressor] = {}
-        self.decompressors: dict[int, zstandard.ZstdDecompressor] = {}
-
-
-_local = _Local()
+# zstandard's objects must not be used by two threads at a time. Who needs one takes the one that was used
+# last: its tables are in the processor's cache, which those of a thread of its own would not be.
+_compressors: defaultdict[tuple[int, int], list[zstandard.ZstdCompressor]] = defaultdict(list)
+_decompressors: defaultdict[int, list[zstandard.ZstdDecompressor]] = defaultdict(list)
 
 
 def check_name(compression: str | None) -> None:
@@ -77,7 +72,13 @@ def compress(data: bytes, compression: str | None = "zstd") -> bytes:
     if compression is None or size < _TINY:
         return _RAW + data
     number, level = (CURRENT_DICTIONARY, _LEVEL_SMALL) if size < SMALL else (0, _LEVEL)
-    frame = _compressor(number, level).compress(data)
+    compressors = _compressors[number, level]
+    try:
+        compressor = compressors.pop()
+    except IndexError:
+        compressor = _new_compressor(number, level)
+    frame = compressor.compress(data)
+    compressors.append(compressor)
     if len(frame) >= size:
         return _RAW + data
     return bytes((_NO_DICTIONARY + number,)) + frame
@@ -104,27 +105,30 @@ def decompress(data: bytes, *, max_size: int = MAX_SIZE) -> bytes:
             return body
         if size > (len(body) // 4 + 1) * _BLOCK:  # refused before that much memory is asked for
             raise DecodeError("stored bytes are damaged: they claim to unpack to more than they can")
-        return _decompressor(how - _NO_DICTIONARY).decompress(body, allow_extra_data=False)
+        return _decompress(how - _NO_DICTIONARY, body)
     except zstandard.ZstdError as exc:
         raise DecodeError(f"stored bytes are damaged: {exc}") from exc
 
 
-def _compressor(number: int, level: int) -> zstandard.ZstdCompressor:
-    made = _local.compressors
-    known = made.get((number, level))
-    if known is None:
-        known = made[number, level] = zstandard.ZstdCompressor(
-            dict_data=_compression_dictionary(number, level), compression_params=_parameters(number, level)
-        )
-    return known
+def _decompress(number: int, frame: bytes) -> bytes:
+    decompressors = _decompressors[number]
+    try:
+        decompressor = decompressors.pop()
+    except IndexError:
+        decompressor = _new_decompressor(number)
+    found = decompressor.decompress(frame, allow_extra_data=False)
+    decompressors.append(decompressor)
+    return found
 
 
-def _decompressor(number: int) -> zstandard.ZstdDecompressor:
-    made = _local.decompressors
-    known = made.get(number)
-    if known is None:
-        known = made[number] = zstandard.ZstdDecompressor(dict_data=_dictionary(number), format=_MAGICLESS)
-    return known
+def _new_compressor(number: int, level: int) -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(
+        dict_data=_compression_dictionary(number, level), compression_params=_parameters(number, level)
+    )
+
+
+def _new_decompressor(number: int) -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(dict_data=_dictionary(number), format=_MAGICLESS)
 
 
 @cache
