@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 from haive_persistence.checkpointer.identity import run_key
@@ -43,12 +44,13 @@ class BoundCodec:
     def open_piece(self, thread: uuid.UUID, no: int, stored: bytes) -> bytes:
         return self.codec.unpack(stored, self._aad("piece", thread, no))
 
-    def open_pieces(self, thread: uuid.UUID, rows: Iterable[tuple[Any, ...]]) -> dict[int, bytes]:
+    def open_pieces(self, thread: uuid.UUID, rows: Sequence[tuple[Any, ...]]) -> dict[int, bytes]:
         """Pieces by their number: `open_piece` for each `(no, payload)`."""
-        if self.sealed:
-            return {no: self.open_piece(thread, no, stored) for no, stored in rows}
-        unpack = self.codec.unpack
-        return {no: unpack(stored, b"") for no, stored in rows}
+        if not rows:
+            return {}
+        numbers, stored = zip(*rows, strict=True)
+        aads = (self._aad("piece", thread, no) for no in numbers) if self.sealed else repeat(b"")
+        return dict(zip(numbers, self.codec.unpack_all(stored, aads), strict=True))
 
     def seal_head(self, thread: uuid.UUID, ns_key: int, checkpoint_id: bytes, data: bytes) -> bytes:
         return self.codec.pack(data, self._aad("checkpoint", thread, ns_key, checkpoint_id))

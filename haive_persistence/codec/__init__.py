@@ -8,11 +8,12 @@ Unsealed, a value costs two bytes beside its own: the type tag, and how it was c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
-from haive_persistence.codec.compress import MAX_SIZE, check_name, compress, decompress
+from haive_persistence.codec.compress import MAX_SIZE, check_name, compress, decompress, decompress_all
 from haive_persistence.codec.seal import (
     Keyring,
     Sealer,
@@ -107,11 +108,18 @@ class Codec:
         PlaintextRefusedError, WrongKeyError and TamperedError (see `Sealer.open`). Without keys,
         WrongKeyError if it is sealed.
         """
+        return decompress(self._opened(stored, aad), max_size=max_size)
+
+    def unpack_all(self, stored: Iterable[bytes], aads: Iterable[bytes]) -> list[bytes]:
+        """`unpack` for many at once."""
+        return decompress_all(list(map(self._opened, stored, aads)))
+
+    def _opened(self, stored: bytes, aad: bytes) -> bytes:
         if self.sealer is not None:
-            stored = self.sealer.open(stored, aad)
-        elif is_sealed(stored):
+            return self.sealer.open(stored, aad)
+        if is_sealed(stored):
             raise WrongKeyError("this row is sealed and no key was given: set encryption_key")
-        return decompress(stored, max_size=max_size)
+        return stored
 
     def encode(self, value: Any, aad: bytes) -> bytes:
         """`dump`, then `pack`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import tracemalloc
 
@@ -12,12 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 
-from haive_persistence.codec import Codec, compress, decompress
+from haive_persistence.codec import Codec, compress
 from haive_persistence.codec import compress as compress_function
-from haive_persistence.codec.compress import CURRENT_DICTIONARY, MAX_SIZE, SMALL
+from haive_persistence.codec.compress import CURRENT_DICTIONARY, MAX_SIZE, SMALL, decompress_all
+from haive_persistence.codec.compress import decompress as decompress_one
 from haive_persistence.errors import ConfigError, DecodeError, EncodeError
 
 MESSAGE = Codec().dump(AIMessage("A short answer.", id="run-1", usage_metadata=None))
+
+
+def decompress(data: bytes, **options: int) -> bytes:
+    """Both ways: by itself, and together with others."""
+    try:
+        found = decompress_one(data, **options)
+    except DecodeError as error:
+        with pytest.raises(
+            DecodeError, match="damaged" if "damaged" in str(error) else re.escape(str(error))
+        ):
+            decompress_all([compress(b"x" * 10), data], **options)
+        raise
+    assert decompress_all([data, compress(b"x" * 10), data], **options) == [found, b"x" * 10, found]
+    return found
+
+
 NOISE = random.Random(1).randbytes(4000)
 
 
@@ -116,7 +134,7 @@ def test_cut_or_continued_frames(cut: int) -> None:
     with pytest.raises(DecodeError, match="damaged"):
         decompress(packed[:cut])
     with pytest.raises(DecodeError, match="damaged"):
-        decompress(packed + b"more")
+        decompress_one(packed + b"more")
     with pytest.raises(DecodeError, match="damaged"):
         decompress(b"")
 
