@@ -49,6 +49,7 @@ from haive_persistence.checkpointer.thread_log import (
     ProcessCache,
     ThreadLog,
 )
+from haive_persistence.db import forks
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.errors import ConflictError, EncodeError, InvalidInputError, WrongKeyError
@@ -79,9 +80,10 @@ class Engine:
         self._keys = keys
         self.searchable = searchable
         self._writers = Grouping()
+        forks.begins_anew(self)
 
-    def forget(self) -> None:
-        """Begin anew, in a forked child: locks that were held stay held there for ever."""
+    def after_fork(self) -> None:
+        """A child must not write into its parent's lanes, nor wait for its parent's threads."""
         self.cache = ProcessCache(self.cache.max_bytes)
         self._writers = Grouping()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -26,7 +24,7 @@ from haive_persistence.checkpointer.maintenance import Maintenance
 from haive_persistence.checkpointer.thread_log import ProcessCache
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import Database
+from haive_persistence.db import Database, forks
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
 
@@ -44,19 +42,6 @@ class _Done:
     def __await__(self) -> Generator[Any, None, None]:
         return
         yield
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _forget_in_child() -> None:
-    """A forked child must not write into its parent's lanes, nor wait for its parent's threads."""
-    for engine in list(_engines):
-        engine.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -152,6 +137,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
         What one serialiser decoded is never handed out under another, stricter one.
         """
+        forks.look()
         built = self._built
         if built is None or built[0] is not self.serde:
             cache = ProcessCache(self.config.cache_bytes)
@@ -159,7 +145,6 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
             labels = tuple(self.config.searchable_metadata)
             engine = Engine(queries, self._database.tenant, cache, provider, labels)
-            _engines.add(engine)
             built = self._built = (self.serde, engine, Maintenance(engine), provider)
         return built
 

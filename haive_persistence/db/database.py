@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.db.sql import load_queries
 from haive_persistence.errors import EmbeddedServerError, InvalidIdentifierError
@@ -148,6 +148,7 @@ class Core:
         self._server: EmbeddedServer | None = None
         self._plan: SessionPlan | None = None
         _cores.add(self)
+        forks.begins_anew(self)
 
     def _forget_connections(self) -> None:
         self._lock = threading.RLock()
@@ -211,6 +212,7 @@ class Core:
     # -- pools --------------------------------------------------------------------------------
 
     def blocking_pool(self) -> BlockingPool:
+        forks.look()
         if self._blocking is None:
             from haive_persistence.db.pool import BlockingPool
 
@@ -221,22 +223,25 @@ class Core:
         return self._blocking
 
     async def async_pool(self) -> AsyncPool:
+        forks.look()
         loop = asyncio.get_running_loop()
         pool = self._loops.get(loop)
         if pool is None:
             from haive_persistence.db.pool import AsyncPool
 
-            for gone in [other for other in list(self._loops) if other.is_closed()]:
-                self.forget(gone)
+            for other, of_other in list(self._loops.items()):
+                if other.is_closed():
+                    self.forget(other, of_other)
             pool = self._loops[loop] = AsyncPool(self)
         if not pool.is_open:
             await pool.open()
         return pool
 
-    def forget(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop what belongs to an event loop that has ended."""
-        if (pool := self._loops.pop(loop, None)) is not None:
-            pool.slots.close()
+    def forget(self, loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None:
+        """Drop the pool of an event loop that has ended, or whose pool is another one by now."""
+        if self._loops.get(loop) is pool:
+            del self._loops[loop]
+        pool.slots.close()
 
     def close(self) -> None:
         with self._lock:
@@ -253,7 +258,7 @@ class Core:
 
     def after_fork(self) -> None:
         """In a forked child: the parent's connections are not ours, not even to close."""
-        _inherited.append((self._blocking, self._loops))
+        forks.leave_alone((self._blocking, self._loops))
         self._forget_connections()
 
 
@@ -266,19 +271,9 @@ def _encodes(text: str) -> bool:
 
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
-_inherited: list[object] = []
 
 
 @atexit.register
 def _close_all() -> None:
     for core in list(_cores):
         core.close()
-
-
-def _after_fork() -> None:
-    for core in list(_cores):
-        core.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -324,7 +324,7 @@ class AsyncPool(Pool):
         self.is_open = False
         self._opening = asyncio.Lock()
         loop = asyncio.get_running_loop()
-        self._end = _until_loop_ends(self.slots, weakref.ref(core), loop)
+        self._end = _until_loop_ends(weakref.ref(self), self.slots, weakref.ref(core), loop)
 
     async def open(self) -> None:
         """Make ready, however many tasks ask at once."""
@@ -376,7 +376,10 @@ class AsyncPool(Pool):
 
 
 async def _until_loop_ends(
-    slots: Slots, core: weakref.ref[Core], loop: asyncio.AbstractEventLoop
+    pool: weakref.ref[AsyncPool],
+    slots: Slots,
+    core: weakref.ref[Core],
+    loop: asyncio.AbstractEventLoop,
 ) -> AsyncGenerator[None, None]:
     """Suspended for as long as the loop runs: loops close the async generators they have left.
 
@@ -386,5 +389,5 @@ async def _until_loop_ends(
         yield
     finally:
         slots.close()
-        if (alive := core()) is not None:
-            alive.forget(loop)
+        if (alive := core()) is not None and (ended := pool()) is not None:
+            alive.forget(loop, ended)

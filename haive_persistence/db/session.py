@@ -79,7 +79,16 @@ class SessionPlan:
 
 
 def _tenant_is(tenant: str) -> bytes:
-    return b"haive.tenant = " + sql.Literal(tenant).as_bytes(None).strip()
+    return b"haive.tenant = " + _literal(tenant)
+
+
+def _literal(text: str) -> bytes:
+    """Text in SQL, for a connection that speaks UTF-8, as all of ours do.
+
+    Not psycopg's: without a connection it goes by the encoding of the one that this process opened last.
+    """
+    quoted = text.replace("\\", "\\\\").replace("'", "''")
+    return f"{'E' if quoted != text else ''}'{quoted}'".encode()
 
 
 class _Login(NamedTuple):
@@ -133,9 +142,7 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
 
 
 def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
-    settings = [
-        f"{name} = ".encode() + sql.Literal(v).as_bytes(None) for name, v in config.session_settings().items()
-    ]
+    settings = [f"{name} = ".encode() + _literal(value) for name, value in config.session_settings().items()]
     with connect() as conn:
         version, oldest = conn.info.server_version // 10000, OLDEST_SERVER // 10000
         if version < oldest:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from haive_persistence.db.failures import is_about_all
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 #: Calls answered at once. More only makes the first of them wait for the last.
 MOST_AT_ONCE = 500
@@ -32,7 +33,7 @@ class Ticks(Generic[Asked, Answer]):
     def __init__(self, answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
         self._answer = answer
         self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[Asked, asyncio.Future[Answer]]]] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
 
     async def ask(self, question: Asked) -> Answer:
         """The answer to one question, given together with those of this tick."""
@@ -46,9 +47,13 @@ class Ticks(Generic[Asked, Answer]):
         return await future
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        task = loop.create_task(self._run(self._waiting.pop(loop)))
+        self._task(self._run(self._waiting.pop(loop)))
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._running.discard)
+        return task
 
     async def _run(self, asked: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         for start in range(0, len(asked), MOST_AT_ONCE):
@@ -58,11 +63,29 @@ class Ticks(Generic[Asked, Answer]):
                 for one in part:
                     await self._settle([one])
 
+    async def _one_answer(self, questions: Sequence[Asked]) -> Sequence[Answer]:
+        return await self._answer(questions)
+
     async def _settle(self, part: list[tuple[Asked, asyncio.Future[Answer]]]) -> bool:
         """Whether these are answered; an error is the answer of a call that is alone."""
+        if not part:
+            return True
+        work = self._task(self._one_answer([question for question, _ in part]))
+
+        def nobody_waits() -> bool:
+            return all(future.cancelled() for _, future in part)
+
+        def when_cancelled(_: object) -> None:
+            if nobody_waits():
+                work.cancel()  # what is not sent yet must not be done when they have gone on
+
+        for _, future in part:
+            future.add_done_callback(when_cancelled)
         try:
-            answers = await self._answer([question for question, _ in part]) if part else []
+            answers = await work
         except BaseException as error:
+            if nobody_waits():
+                return True
             if len(part) > 1 and isinstance(error, Exception) and not is_about_all(error):
                 return False
             for _, future in part:
@@ -107,10 +130,26 @@ class Turns:
                 await asyncio.wait(before)
             yield
         finally:
-            mine.set_result(None)
-            for thing in wanted:
-                if last.get(thing) is mine:
-                    del last[thing]
+            # Also when it was cancelled while it waited: who comes next must not overtake those before it.
+            _after(list(before), lambda: self._end(last, wanted, mine))
+
+    @staticmethod
+    def _end(
+        last: dict[Hashable, asyncio.Future[None]], wanted: Iterable[Hashable], mine: asyncio.Future[None]
+    ) -> None:
+        mine.set_result(None)
+        for thing in wanted:
+            if last.get(thing) is mine:
+                del last[thing]
+
+
+def _after(futures: Sequence[asyncio.Future[None]], call: Callable[[], None]) -> None:
+    """Call when all of these are done, now if they are."""
+    left = [future for future in futures if not future.done()]
+    if left:
+        left[0].add_done_callback(lambda _: _after(left[1:], call))
+    else:
+        call()
 
 
 async def at_once(calls: Sequence[Callable[[], Awaitable[Answer]]], *, most: int) -> list[Answer]:

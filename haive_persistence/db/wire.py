@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,7 @@ class Wire:
     """A connection, and what this package knows about its state on the server."""
 
     __slots__ = (
+        "_mark",
         "_names",
         "_pg",
         "_serial",
@@ -151,6 +153,8 @@ class Wire:
         self._names: dict[_Key, bytes] = {}
         self._uses: dict[_Key, int] = {}
         self._serial = 0
+        # Behind a pooler that mixes up sessions, a name means nothing rather than another's statement.
+        self._mark = secrets.token_hex(4).encode()
         self._threshold = prepares_after
 
     # -- state --------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ class Wire:
             pg.send_query_params(bound.text, bound.values, bound.types, bound.formats, _BINARY)
             return 1
         self._serial += 1
-        name = self._names[key] = b"haive_%d" % self._serial
+        name = self._names[key] = b"haive_%s_%d" % (self._mark, self._serial)
         fresh[key] = place
         pg.send_prepare(name, bound.text, bound.types)
         pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)

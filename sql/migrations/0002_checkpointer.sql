@@ -9,16 +9,19 @@ CREATE TABLE haive.thread (
 );
 CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
 
--- Which life of the database this is. After a crash, a failover to a replica or a restored backup, the last commits that
--- running processes know of may be gone: then it is another one, and what they remember of a thread counts no more.
--- The parts: the timeline, the file of the table, and when the server last began its statistics, which a crash makes it do.
-CREATE FUNCTION haive.incarnation(stored_in regclass) RETURNS bigint
+-- Which life of the database, and of a row, this is. After a crash, a failover to a replica or a restored backup the last
+-- commits that running processes know of may be gone: then it is another one, and what they remember of a thread counts
+-- no more. The parts: the timeline, the database and the file of the table, when the server was started and when it began
+-- its statistics, which a crash makes it do anew; and the transaction that wrote the row, for rows that were put back.
+CREATE FUNCTION haive.incarnation(stored_in regclass, written_by xid) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN hashtextextended(
     concat(
         CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
-        ' ', pg_relation_filenode(stored_in),
-        ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())
+        ' ', pg_relation_filepath(stored_in),
+        ' ', extract(epoch FROM pg_postmaster_start_time()),
+        ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()),
+        ' ', written_by
     ),
     0
 );
@@ -26,19 +29,23 @@ RETURN hashtextextended(
 -- Servers that keep their log elsewhere do not tell of it.
 DO $$
 BEGIN
-    PERFORM haive.incarnation('pg_class');
+    PERFORM haive.incarnation('pg_class', '3');
 EXCEPTION WHEN OTHERS THEN
-    CREATE OR REPLACE FUNCTION haive.incarnation(stored_in regclass) RETURNS bigint
+    CREATE OR REPLACE FUNCTION haive.incarnation(stored_in regclass, written_by xid) RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN hashtextextended(
         concat(
-            pg_relation_filenode(stored_in),
-            ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())
+            pg_relation_filepath(stored_in),
+            ' ', extract(epoch FROM pg_postmaster_start_time()),
+            ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()),
+            ' ', written_by
         ),
         0
     );
 END
 $$;
+-- Whoever may use the tables needs it, also where new functions are nobody's by default.
+GRANT EXECUTE ON FUNCTION haive.incarnation TO PUBLIC;
 
 CREATE TABLE haive.piece (
     thread_key uuid NOT NULL,

@@ -10,7 +10,7 @@
 
 -- part: epoch_now
 -- What is remembered of a thread is tied to this: its epoch, in this life of the database.
-t.epoch # haive.incarnation(t.tableoid)
+t.epoch # haive.incarnation(t.tableoid, t.xmin)
 
 -- part: made
 -- The thread's row, new. Its epoch is drawn here: a statement that is sent again after its answer was lost must not

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 
-from haive_persistence.db import Database
+from haive_persistence.db import Database, Query
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import DatabaseError, InvalidIdentifierError, UnavailableError
 from haive_persistence.store import PostgresStore
@@ -22,6 +22,22 @@ PUTS = [PutOp((f"n{no}", "deep"), f"k{no}", {"no": no}, ttl=10) for no in range(
 DELETES = [PutOp((f"m{no}",), f"k{no}", None) for no in range(100)]
 SEARCHES = [SearchOp((f"n{no}",), {"no": no}) for no in range(10)]
 LISTS = [ListNamespacesOp(), ListNamespacesOp(max_depth=1)]
+
+
+async def test_a_put_that_nobody_waits_for_is_not_done_later(
+    connected: Callable[..., Database], tenant: str
+) -> None:
+    database = connected(pool_size=1, max_overflow=0).for_tenant(tenant)
+    store = PostgresStore(database)
+    await store.aput(("n",), "k", {"v": "first"})
+    async with database.asynchronous.transaction() as all_there_are:
+        await all_there_are.fetch_one(Query("SELECT 1"))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(store.aput(("n",), "k", {"v": "given up"}), 0.1)
+    await store.aput(("n",), "other", {})
+    found = await store.aget(("n",), "k")
+    assert found is not None
+    assert found.value == {"v": "first"}
 
 
 @pytest.mark.parametrize(

@@ -649,6 +649,24 @@ async def test_the_last_of_two_writes_of_an_item_wins(database: Database, later:
     assert (found and found.value) == ({"new": 1} if later == "put" else None)
 
 
+async def test_who_stops_waiting_for_its_turn_does_not_let_others_overtake(database: Database) -> None:
+    model = Slow()
+    store = PostgresStore(database, index=LETTERS | {"embed": model})  # type: ignore[arg-type]
+    await store.aput(("n",), "k", {"v": 0})
+    first = asyncio.create_task(store.aput(("n",), "k", {"text": "this is slow"}))
+    await model.waits.wait()
+    second = asyncio.create_task(store.aput(("n",), "k", {"v": 2}))
+    await asyncio.sleep(0)
+    second.cancel()
+    third = asyncio.create_task(store.aput(("n",), "k", {"v": 3}))
+    await asyncio.wait([second])
+    model.go.set()
+    await asyncio.gather(first, third)
+    found = await store.aget(("n",), "k")
+    assert found is not None
+    assert found.value == {"v": 3}
+
+
 def test_stores_of_several_schemas_are_used_for_the_first_time_together(dsn: str) -> None:
     """Each makes the extension, which is the database's."""
     name = f"first_{uuid.uuid4().hex[:8]}"
