@@ -6,6 +6,7 @@ default; what the caller gives always wins. Nothing is read again after construc
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ _PASSWORD = re.compile(
     r"(?P<url>://[^:/@\s]*:)[^@\s]*(?=@)|(?P<word>\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]+)",
     re.IGNORECASE,
 )
+_DURATIONS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_SETTINGS = ("work_mem", "maintenance_work_mem", "effective_cache_size")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -120,15 +123,32 @@ class PersistenceConfig:
     )
 
     def __post_init__(self) -> None:
-        if not _SCHEMA.fullmatch(self.schema) or self.schema.startswith("pg_"):
+        if not _is_schema(self.schema):
             raise ConfigError(
                 f"schema={self.schema!r}: use at most 40 letters, digits and underscores; not pg_ in front"
             )
-        if self.pool_size < 1 or self.max_overflow < 0 or not 0 < self.pool_timeout <= LONGEST_WAIT_S:
+        if (
+            not _is_count(self.pool_size)
+            or self.pool_size < 1
+            or not _is_count(self.max_overflow)
+            or not _is_number(self.pool_timeout)
+            or not 0 < self.pool_timeout <= LONGEST_WAIT_S
+        ):
             raise ConfigError(
-                "pool_size must be 1 or more, max_overflow 0 or more, pool_timeout above 0 seconds and "
-                f"at most {LONGEST_WAIT_S:,}"
+                "pool_size must be a whole number of 1 or more, max_overflow one of 0 or more, pool_timeout "
+                f"above 0 seconds and at most {LONGEST_WAIT_S:,}"
             )
+        if type(self.echo_sql) is not bool:
+            raise ConfigError(f"echo_sql={self.echo_sql!r}: write True or False")
+        for name in _DURATIONS:
+            _check_duration(name, getattr(self, name))
+        for name in _SETTINGS:
+            if getattr(self, name) is not None and type(getattr(self, name)) is not str:
+                raise ConfigError(
+                    f'{name}={getattr(self, name)!r}: write it as Postgres does, such as "64MB"'
+                )
+        if not hasattr(self.embedded_settings, "items"):
+            raise ConfigError(f"embedded_settings={self.embedded_settings!r}: give names and values")
         if self.data_dir is not None and not os.fspath(self.data_dir):
             object.__setattr__(self, "data_dir", None)
         chosen = os.environ.get("HAIVE_CONNECTION_STRING")
@@ -141,6 +161,12 @@ class PersistenceConfig:
             object.__setattr__(
                 self, "connection_string", None
             )  # the caller's data_dir wins over the variable
+        if (
+            self.connection_string is not None
+            and self.data_dir is not None
+            and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
+        ):
+            raise ConfigError("data_dir is the embedded server's: give it or a connection_string, not both")
         if self.pooler not in ("auto", "session", "transaction"):
             raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
         if self.prepare_threshold not in (None, "auto") and not _is_count(self.prepare_threshold):
@@ -154,15 +180,7 @@ class PersistenceConfig:
 
     def session_settings(self) -> dict[str, str]:
         """The Postgres settings asked for, as name and value."""
-        names = (
-            "statement_timeout",
-            "lock_timeout",
-            "idle_in_transaction_session_timeout",
-            "work_mem",
-            "maintenance_work_mem",
-            "effective_cache_size",
-        )
-        values = ((name, getattr(self, name)) for name in names)
+        values = ((name, getattr(self, name)) for name in (*_DURATIONS, *_SETTINGS))
         return {name: _guc(value) for name, value in values if value is not None}
 
     def prepares_after(self, *, pooled: bool) -> int | None:
@@ -172,14 +190,30 @@ class PersistenceConfig:
         return None if pooled else 0
 
 
+def _is_schema(name: object) -> bool:
+    if not isinstance(name, str) or not _SCHEMA.fullmatch(name):
+        return False
+    return not name.lower().startswith("pg_") and name != "information_schema"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_duration(name: str, value: Any) -> None:
+    if value is None or isinstance(value, str) or (_is_number(value) and value >= 0):
+        return
+    raise ConfigError(f'{name}={value!r}: give seconds, or text as Postgres reads it, such as "30s"')
 
 
 def _guc(value: str | float) -> str:
     if isinstance(value, str):
         return value
-    return f"{round(value * 1000)}ms"
+    return f"{math.ceil(value * 1000)}ms"  # 0 is no limit at all: what is above it must not become 0
 
 
 def _mask(value: object) -> object:

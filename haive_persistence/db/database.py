@@ -111,11 +111,12 @@ class Database:
                 conn.execute(setting)
         return conn
 
-    def exclusively(self, what: str) -> AbstractContextManager[None]:
+    def exclusively(self, what: str) -> AbstractContextManager[Connection[Any]]:
         """A block that one process at a time may be in, for each `what` in this schema.
 
-        For DDL that several processes may want to run at once; those that wait hold no snapshot,
-        so CREATE INDEX CONCURRENTLY can run in it. Raises MigrationError after a long wait.
+        For DDL that several processes may want to run at once. The block gets a connection as `connect`
+        makes, in a transaction that is kept if the block succeeds; while it is not used it holds no snapshot,
+        so CREATE INDEX CONCURRENTLY can run on another one. Raises MigrationError after a long wait.
         """
         from haive_persistence.db.migrate import only_one
 

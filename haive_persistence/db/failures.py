@@ -72,8 +72,8 @@ _PERMANENT = re.compile(
     re.IGNORECASE,
 )
 _STARTING = re.compile(
-    r"starting up|shutting down|recovery|not accepting connections|not yet accepting|too many clients|"
-    r"connection slots|closed the connection unexpectedly",
+    r"starting up|shutting down|recovery|not accepting connections|not yet accepting|"
+    r"too many clients|too many connections|connection slots|closed the connection unexpectedly",
     re.IGNORECASE,
 )
 

@@ -112,57 +112,89 @@ def is_current(conn: Connection[Any], schema: str) -> bool:
 def migrate(connect: Connect, schema: str, known: Sequence[Migration] | None = None) -> list[Migration]:
     """Apply what is missing and return it. Safe to call from many processes at once.
 
-    `connect` opens an autocommit connection that nobody else uses. Raises MigrationError; what
-    was applied before the error stays, and the next call goes on from there.
+    `connect` opens an autocommit connection that nobody else uses; there is one at a time, except for a
+    file that cannot run in a transaction. Raises MigrationError; what was applied before the error stays,
+    and the next call goes on from there.
     """
     files = migrations() if known is None else known
     done: list[Migration] = []
-    with connect() as conn, only_one(connect, schema):
-        for migration in pending(read_applied(conn, schema), files):
-            logger.info("applying migration %s to the schema %s", migration, schema)
-            with _explained(migration):
-                _create_schema(conn, schema)
-                _apply(conn, schema, migration)
-            done.append(migration)
-    return done
+    while True:
+        with connect() as conn:
+            left = pending(read_applied(conn, schema), files)
+        if not left:
+            return done
+        with only_one(connect, schema) as holder:
+            if left[0].transactional:
+                applied = _apply_if_next(holder, schema, left[0], files)
+            else:  # the holder has no snapshot that it would wait for
+                with connect() as conn:
+                    applied = _apply_if_next(conn, schema, left[0], files)
+        if applied:
+            done.append(left[0])
+
+
+def _apply_if_next(
+    conn: Connection[Any], schema: str, migration: Migration, files: Sequence[Migration]
+) -> bool:
+    if pending(read_applied(conn, schema), files)[:1] != [migration]:
+        return False  # another process has applied it
+    logger.info("applying migration %s to the schema %s", migration, schema)
+    with _explained(migration):
+        _create_schema(conn, schema)
+        _apply(conn, schema, migration)
+    return True
 
 
 # -- one at a time ------------------------------------------------------------------------------
 
 
 @contextmanager
-def only_one(connect: Connect, what: str) -> Generator[None]:
+def only_one(connect: Connect, what: str) -> Generator[Connection[Any]]:
     """Wait until no other process is in such a block for the same `what` in this database.
 
-    Raises MigrationError if that takes longer than `PATIENCE`.
+    The block gets the connection that says so, in a transaction that is committed at its end. Raises
+    MigrationError if the wait takes longer than `PATIENCE`.
     """
     key = hashlib.sha256(f"haive-persistence {what}".encode()).digest()[:8]
-    with connect() as holder:
-        _get_lock(holder, int.from_bytes(key, "big", signed=True), what)
-        try:
-            yield
-        finally:
-            if not holder.closed:
-                holder.execute("ROLLBACK")
+    holder = _get_lock(connect, int.from_bytes(key, "big", signed=True), what)
+    try:
+        yield holder
+        if not holder.closed:
+            holder.execute("COMMIT")
+    finally:
+        holder.close()
 
 
-def _get_lock(holder: Connection[Any], key: int, what: str) -> None:
+def _get_lock(connect: Connect, key: int, what: str) -> Connection[Any]:
+    """Keeps no connection while it waits: there may be few of them."""
     give_up = time.monotonic() + PATIENCE
     pause = 0.02
     while True:
-        holder.execute("BEGIN")
-        holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        # Without parameters, so by the simple protocol: the extended one leaves a portal open, and with
-        # it the snapshot that CREATE INDEX CONCURRENTLY would wait for.
-        if holder.execute(b"SELECT pg_try_advisory_xact_lock(%d)" % key).fetchone() == (True,):
-            return
-        holder.execute("ROLLBACK")
+        holder = connect()
+        try:
+            holder.execute("BEGIN")
+            for name in timeouts(holder):
+                holder.execute(f"SET LOCAL {name} = 0".encode())
+            # Without parameters, so by the simple protocol: the extended one leaves a portal open, and with
+            # it the snapshot that CREATE INDEX CONCURRENTLY would wait for.
+            if holder.execute(b"SELECT pg_try_advisory_xact_lock(%d)" % key).fetchone() == (True,):
+                return holder
+        except BaseException:
+            holder.close()
+            raise
+        holder.close()
         if pause == 0.02:
             logger.info("another process is migrating %s; waiting for it", what)
         if time.monotonic() > give_up:
             raise MigrationError(f"another process has been migrating {what} for {PATIENCE:.0f} s")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.5)
+
+
+def timeouts(conn: Connection[Any]) -> tuple[str, ...]:
+    """The server's settings that end a transaction which takes its time."""
+    names = ("statement_timeout", "idle_in_transaction_session_timeout")
+    return names if conn.info.server_version < 170000 else (*names, "transaction_timeout")
 
 
 # -- one file -----------------------------------------------------------------------------------
@@ -191,7 +223,6 @@ def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migrati
         try:
             with conn.transaction():
                 conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:.0f}ms'".encode())
-                conn.execute("SET LOCAL statement_timeout = 0")
                 conn.execute(text)
                 _record(conn, schema, migration)
             return

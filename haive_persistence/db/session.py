@@ -103,6 +103,12 @@ class _Login(NamedTuple):
     citus: bool
 
 
+# In a schema that is not ours alone there may be others, which are nobody else's to give away.
+_OUR_TABLES = """
+SELECT t.relname FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace
+WHERE s.nspname = %s AND t.relforcerowsecurity
+"""
+
 # A role's name is at most 63 bytes; the schema's at most 40.
 _LOOK = """
 WITH role AS (
@@ -114,7 +120,7 @@ SELECT login.rolsuper OR login.rolbypassrls,
        app.oid IS NOT NULL AND pg_has_role(app.oid, 'MEMBER'),
        app.oid IS NOT NULL AND has_schema_privilege(app.oid, space.oid, 'USAGE') AND NOT EXISTS (
            SELECT FROM pg_class t
-           WHERE t.relnamespace = space.oid AND t.relkind IN ('r', 'p') AND t.relname <> 'schema_migration'
+           WHERE t.relnamespace = space.oid AND t.relforcerowsecurity AND t.relname <> 'schema_migration'
              AND NOT has_table_privilege(app.oid, t.oid, 'INSERT')),
        pg_backend_pid(),
        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
@@ -148,14 +154,17 @@ def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) 
         if version < oldest:
             raise ConfigError(f"Postgres {oldest} or newer is needed, this is {version}")
         _try_settings(conn, settings)
-        if not migrate.is_current(conn, config.schema):
-            migrate.migrate(connect, config.schema)
+        is_current = migrate.is_current(conn, config.schema)
+    if not is_current:  # without a connection of ours in its way: there may be few of them
+        migrate.migrate(connect, config.schema)
+    with connect() as conn:
         login = _look(conn, config.schema)
         if login.bypasses and not (login.role_is_ours and login.role_may_work):
             _make_role(conn, config.schema, login)
         per_transaction = login.citus or _pooled(conn, config, login)
+        timeouts = ("lock_timeout", *migrate.timeouts(conn))
     # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
-    to_build = [] if per_transaction else [*settings, b"statement_timeout = 0", b"lock_timeout = 0"]
+    to_build = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
     if login.bypasses:
         settings.append(b'ROLE "' + login.role.encode() + b'"')
     if login.citus:
@@ -202,7 +211,7 @@ def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
     steps: list[LiteralString] = [
         "GRANT {role} TO CURRENT_USER",
         "GRANT USAGE ON SCHEMA {space} TO {role}",
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {space} TO {role}",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}",
         "REVOKE INSERT, UPDATE, DELETE ON {space}.schema_migration FROM {role}",
     ]
     if not login.role_exists:
@@ -212,8 +221,10 @@ def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
             conn.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (login.role,), prepare=False)
             if _look(conn, schema).role_exists and not login.role_exists:
                 del steps[0]  # another process made it meanwhile
+            names = conn.execute(_OUR_TABLES, (schema,), prepare=False).fetchall()
+            tables = sql.SQL(", ").join(sql.Identifier(schema, name) for (name,) in names)
             for step in steps:
-                conn.execute(sql.SQL(step).format(role=role, space=space))
+                conn.execute(sql.SQL(step).format(role=role, space=space, tables=tables))
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(
             "this login bypasses row-level security, so tenants would not be kept apart, and it may not "

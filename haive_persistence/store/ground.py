@@ -58,8 +58,14 @@ class Ground:
         Raises ConfigError without a pgvector that will do, MigrationError without the right to make tables.
         """
         try:
-            with self._database.connect(to_build=True) as conn, self._database.exclusively("vectors"):
-                self._make(conn)
+            with self._database.connect() as conn:
+                _, _, is_there, _ = self._inspect(conn)
+            with self._database.exclusively("vectors") as holder:
+                if not is_there:
+                    self._make(holder)
+                else:  # an index is built outside of any transaction
+                    with self._database.connect(to_build=True) as conn:
+                        self._mend(conn)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
                 f"this login may not make the table {self._index.table} that index= needs; let the owner of "
@@ -72,13 +78,19 @@ class Ground:
         return {"table": self._names[self._index.table], "index": self._names[self._index.index]}
 
     def _make(self, conn: Connection[Any]) -> None:
-        schema, version, table, index = self._inspect(conn)
+        schema, version, is_there, _ = self._inspect(conn)
         if schema is None:
             schema, version = self._extend(conn)
         _check_version(version, self._index)
-        if not table:
+        if not is_there:  # or another process was quicker
             self._create(conn, schema)
-        elif self._index.kind != "flat" and index is not True:
+
+    def _mend(self, conn: Connection[Any]) -> None:
+        """Make an index that is missing or was not finished."""
+        schema, version, _, index = self._inspect(conn)
+        assert schema is not None
+        _check_version(version, self._index)
+        if self._index.kind != "flat" and index is not True:
             self._reindex(conn, schema, broken=index is False)
 
     def _inspect(self, conn: Connection[Any]) -> tuple[str | None, str, bool, bool | None]:
@@ -87,7 +99,8 @@ class Ground:
 
     def _extend(self, conn: Connection[Any]) -> tuple[str, str]:
         try:
-            conn.execute(self._queries["create_extension"].encode())
+            with conn.transaction():
+                conn.execute(self._queries["create_extension"].encode())
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateObject):
             pass  # a store of another schema was quicker: IF NOT EXISTS does not look again
         except psycopg.Error as error:
@@ -99,14 +112,13 @@ class Ground:
         return cast(str, schema), version
 
     def _create(self, conn: Connection[Any], schema: str) -> None:
-        with conn.transaction():
-            conn.execute(self._ddl("create_vectors", schema))
-            if self._index.fits_page:
-                conn.execute(self._ddl("store_plain", schema))
-            conn.execute(self._ddl("isolate_vectors", schema))
-            conn.execute(self._ddl("share_vectors", schema))
-            if self._index.kind == "hnsw":
-                conn.execute(self._ddl("create_index", schema))
+        conn.execute(self._ddl("create_vectors", schema))
+        if self._index.fits_page:
+            conn.execute(self._ddl("store_plain", schema))
+        conn.execute(self._ddl("isolate_vectors", schema))
+        conn.execute(self._ddl("share_vectors", schema))
+        if self._index.kind == "hnsw":
+            conn.execute(self._ddl("create_index", schema))
 
     def _reindex(self, conn: Connection[Any], schema: str, *, broken: bool) -> None:
         """An ivfflat index finds its lists in the vectors there are; before there are any it can wait."""

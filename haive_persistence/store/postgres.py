@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ class PostgresStore(BaseStore):
         self.ttl_config = ttl
         self._engine = Engine(self._database, index)
         self._sweeper = Sweeper()
+        self._is_view = False
+        self._sweepers = weakref.WeakSet([self._sweeper])  # those of views for tenants, too
 
     @classmethod
     def from_conn_string(
@@ -107,6 +110,8 @@ class PostgresStore(BaseStore):
         other._owns_database = False
         other._engine = self._engine.for_tenant(other._database)
         other._sweeper = Sweeper()
+        other._is_view = True
+        self._sweepers.add(other._sweeper)
         return other
 
     @property
@@ -140,16 +145,20 @@ class PostgresStore(BaseStore):
         return Settled()
 
     def close(self) -> None:
-        """Stop the sweeper, and close the connections if this object opened them."""
-        self._sweeper.stop()
+        """Stop the sweepers, those of tenants' views included; close the connections if it opened them."""
+        self._stop_sweepers()
         if self._owns_database:
             self._database.close()
 
     async def aclose(self) -> None:
-        """Stop the sweeper, and close the connections if this object opened them."""
-        await self._engine.asynchronous.aside(self._sweeper.stop)
+        """`close` that does not block."""
+        await self._engine.asynchronous.aside(self._stop_sweepers)
         if self._owns_database:
             await self._database.aclose()
+
+    def _stop_sweepers(self) -> None:
+        for sweeper in [self._sweeper] if self._is_view else list(self._sweepers):
+            sweeper.stop()
 
     def __enter__(self) -> Self:
         return self

@@ -832,6 +832,32 @@ def test_forked_children_of_a_busy_parent(database: Database, dsn: str) -> None:
     assert done.stdout.strip() == "0", done.stderr
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the C library")
+def test_children_forked_without_pythons_knowledge(database: Database, dsn: str) -> None:
+    """As by uWSGI, unless it is told otherwise."""
+    code = """
+import ctypes, os, sys
+from langchain_core.messages import HumanMessage
+from haive_persistence.checkpointer import Checkpointer
+from tests.checkpointer.conftest import store
+saver = Checkpointer(sys.argv[1])
+config = store(saver, {"n": 0})
+saver.close()
+child = ctypes.PyDLL(None).fork() == 0
+who = "child" if child else "parent"
+if not child:
+    os.wait()
+store(saver, {"messages": [HumanMessage(who * 50, id=f"{who} {i}") for i in range(6)]}, config)
+os._exit(0)
+"""
+    environment = {**os.environ, "HAIVE_TENANT": database.tenant}
+    subprocess.run([sys.executable, "-c", code, dsn], env=environment, check=True, timeout=120)
+    newest, before, _ = Checkpointer(database).list(thread())
+    for found, who in ((newest, "parent"), (before, "child")):
+        ids = [message.id for message in found.checkpoint["channel_values"]["messages"]]
+        assert ids == [f"{who} {i}" for i in range(6)]
+
+
 # --- maintenance
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
+from psycopg.conninfo import conninfo_to_dict
 
 from haive_persistence import errors
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
 from haive_persistence.codec import Codec
 from haive_persistence.db import Database
+from haive_persistence.db.embedded import EmbeddedServer
 from tests.checkpointer.conftest import store, thread
+from tests.conftest import GivenServer
 
 KEY = secrets.token_bytes(32)
 SECRET = "SECRET-4711"
@@ -58,7 +61,10 @@ def reader(database: Database, **config: Any) -> Checkpointer:
     return Checkpointer(database, config=CheckpointConfig(**config))
 
 
-def test_a_backup_restored_under_processes_that_run(empty_dsn: str) -> None:
+@pytest.mark.parametrize("how", ["TRUNCATE", "DELETE FROM", "TEMPLATE"])
+def test_a_backup_restored_under_processes_that_run(
+    empty_dsn: str, server: EmbeddedServer | GivenServer, how: str
+) -> None:
     """They remember pieces, and a data key, that the backup does not have."""
     database = Database(empty_dsn)
     running = Checkpointer(database, config=CheckpointConfig(encryption_key=KEY))
@@ -66,14 +72,28 @@ def test_a_backup_restored_under_processes_that_run(empty_dsn: str) -> None:
     said = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
     first = store(running, {"n": 1})
     tables = ("thread", "piece", "checkpoint", "pending_write", "data_key")
-    with psycopg.connect(empty_dsn, autocommit=True) as admin:
-        admin.execute("CREATE SCHEMA backup")
-        for table in tables:
-            admin.execute(f"CREATE TABLE backup.{table} AS TABLE haive.{table}".encode())
+
+    def go_on() -> None:
         store(running, {"n": 2, "messages": said}, first)
         store(other_tenant, {"n": 1})
-        for table in tables:
-            admin.execute(f"TRUNCATE haive.{table}; INSERT INTO haive.{table} TABLE backup.{table}".encode())
+
+    if how == "TEMPLATE":
+        name = conninfo_to_dict(empty_dsn)["dbname"]
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            database.close()
+            admin.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
+            go_on()
+            database.close()
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+            admin.execute(f"ALTER DATABASE {name}_backup RENAME TO {name}".encode())
+    else:
+        with psycopg.connect(empty_dsn, autocommit=True) as admin:
+            admin.execute("CREATE SCHEMA backup")
+            for table in tables:
+                admin.execute(f"CREATE TABLE backup.{table} AS TABLE haive.{table}".encode())
+            go_on()
+            for table in tables:
+                admin.execute(f"{how} haive.{table}; INSERT INTO haive.{table} TABLE backup.{table}".encode())
     store(running, {"n": 3, "messages": said}, first)
     store(other_tenant, {"n": 3, "messages": said}, thread("new"))
     store(other_tenant, {"n": 3, "messages": said})

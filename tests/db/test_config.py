@@ -214,9 +214,36 @@ def test_a_data_dir_that_is_given_wins_over_a_server_in_a_variable(monkeypatch: 
     monkeypatch.setenv("HAIVE_CONNECTION_STRING", "host=elsewhere")
     assert PersistenceConfig(data_dir="/x").connection_string is None
     assert PersistenceConfig(data_dir="").connection_string == "host=elsewhere"
-    assert PersistenceConfig(data_dir="/x", connection_string="host=here").connection_string == "host=here"
+    with pytest.raises(ConfigError, match="not both"):
+        PersistenceConfig(data_dir="/x", connection_string="host=here")
     monkeypatch.setenv("HAIVE_DATA_DIR", "/x")
     assert PersistenceConfig().connection_string == "host=elsewhere"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"statement_timeout": float("nan")},
+        {"statement_timeout": -1},
+        {"lock_timeout": True},
+        {"pool_size": "10"},
+        {"pool_size": 2.5},
+        {"pool_timeout": "30"},
+        {"work_mem": 64},
+        {"schema": None},
+        {"schema": "information_schema"},
+        {"echo_sql": "no"},
+        {"embedded_settings": None},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        PersistenceConfig(**given)
+
+
+def test_a_short_timeout_is_not_none_at_all() -> None:
+    assert PersistenceConfig(statement_timeout=0.0004).session_settings() == {"statement_timeout": "1ms"}
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 0])

@@ -260,6 +260,27 @@ def test_server_that_cannot_start_says_why(home: Path) -> None:
     embedded.attach(home).close()
 
 
+def test_a_port_that_is_taken_is_said(home: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(EmbeddedServerError, match="Address already in use"):
+            embedded.attach(home, {"port": str(other.getsockname()[1])})
+    assert not runs(home)
+
+
+@pytest.mark.parametrize("setting", ["data_directory", "unix_socket_directories"])
+def test_settings_that_follow_from_the_directory(home: Path, setting: str) -> None:
+    with pytest.raises(EmbeddedServerError, match=f"{setting} follows from the data directory"):
+        embedded.attach(home, {setting: ""})
+
+
+def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbeddedServerError, match="Choose another directory"):
+        embedded.attach(tmp_path / "file")
+
+
 def test_recovery_is_waited_for_and_spoken_of(
     home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

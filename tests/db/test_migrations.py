@@ -302,6 +302,57 @@ def test_login_that_may_not_create_a_schema_is_told_what_to_do(limited: str) -> 
         Database(limited).setup()
 
 
+def test_few_connections_are_enough_to_start(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        name = f"few_{conn.info.dbname}"
+        conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret' CONNECTION LIMIT 1")
+        conn.execute(f"GRANT CREATE ON DATABASE {conn.info.dbname} TO {name}")
+    few = make_conninfo(empty_dsn, user=name, password="secret")
+    failed: list[Exception] = []
+
+    def start() -> None:
+        try:
+            Database(few).setup()
+        except Exception as error:
+            failed.append(error)
+
+    starting = [threading.Thread(target=start) for _ in range(4)]
+    for one in starting:
+        one.start()
+    for one in starting:
+        one.join()
+    assert not failed
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_functions_are_nobodys_by_default(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+    saver = Checkpointer(empty_dsn)
+    store(saver, {"n": 1})
+    saver.close()
+
+
+def test_a_schema_in_which_others_have_tables(empty_dsn: str, limited: str) -> None:
+    name = conninfo_to_dict(limited)["user"]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(f"GRANT CREATE ON SCHEMA public TO {name}")
+        conn.execute(f"GRANT CREATE ON DATABASE {conn.info.dbname} TO {name}")
+        conn.execute(f"ALTER ROLE {name} BYPASSRLS CREATEROLE")
+        conn.execute("CREATE TABLE public.others (id int)")
+    saver = Checkpointer(PersistenceConfig(connection_string=limited, schema="public"))
+    store(saver, {"n": 1})
+    saver.close()
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        assert conn.execute("SELECT relacl FROM pg_class WHERE relname = 'others'").fetchone() == (None,)
+        role = conn.execute(
+            "SELECT 'haive_public_' || oid FROM pg_database WHERE datname = current_database()"
+        )
+        (made,) = role.fetchone()
+        conn.execute(f"DROP OWNED BY {made}; DROP ROLE {made}")
+
+
 def test_a_server_that_does_not_tell_of_its_log(empty_dsn: str, limited: str) -> None:
     """As those that keep it elsewhere."""
     name = conninfo_to_dict(limited)["user"]

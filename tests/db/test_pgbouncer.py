@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -21,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
 from haive_persistence.db.migrate import migrations
-from haive_persistence.errors import ConflictError, TimedOutError
+from haive_persistence.errors import ConflictError, DatabaseError, TimedOutError
 from tests.db.helpers import ALL, COUNT, ONE, WHO, add
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -227,3 +228,25 @@ def test_killed_server_connections_are_survived(pooled: Database, dsn: str, tena
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND client_port IS NOT NULL"
         )
     assert run_sync(pooled.blocking.fetch_one(COUNT, idempotent=True)) == (1,)
+
+
+def test_prepared_statements_of_others_are_never_run(pooled_dsn: str) -> None:
+    """Told to prepare behind a pooler that may not know of it: an error at worst."""
+    settings = PersistenceConfig(connection_string=pooled_dsn, prepare_threshold=0)
+    one, two, holder = (Database(settings) for _ in range(3))
+
+    def ask(database: Database, text: str) -> None:
+        query = Query(f"SELECT '{text}', %(x)s::text")
+        with contextlib.suppress(DatabaseError):
+            assert run_sync(database.blocking.fetch_one(query, {"x": "1"})) == (text, "1")
+
+    async def while_a_connection_is_taken() -> None:
+        async with holder.blocking.transaction() as tx:
+            await tx.fetch_one(Query("SELECT 1"))
+            ask(two, "of two")
+            ask(one, "of one")
+
+    ask(one, "of one")
+    run_sync(while_a_connection_is_taken())
+    for database in (one, two, holder):
+        database.close()

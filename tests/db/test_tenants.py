@@ -14,6 +14,7 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
+from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
 from haive_persistence.errors import ConfigError, DatabaseError, PersistenceError
 from tests.db.helpers import ALL, COUNT, SLEEP, WHO, add
@@ -322,3 +323,13 @@ def test_role_that_lost_its_rights_gets_them_back(notes: Database, admin: Connec
     again = Database(notes.config)
     assert run_sync(again.for_tenant(notes.tenant).blocking.fetch_one(COUNT)) == (0,)
     again.close()
+
+
+@pytest.mark.parametrize("encoding", ["GBK", "BIG5", "SJIS"])
+def test_another_connections_encoding_changes_no_tenants_name(dsn: str, encoding: str) -> None:
+    """psycopg quotes for the encoding of the connection that the process opened last."""
+    with psycopg.connect(dsn, client_encoding=encoding):
+        for tenant in ("中' --", "あ'", "back\\slash", "'", "\\'"):
+            database = Database(PersistenceConfig(connection_string=dsn, tenant=tenant))
+            assert run_sync(database.blocking.fetch_one(WHO))[0] == tenant
+            database.close()

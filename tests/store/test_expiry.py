@@ -269,3 +269,11 @@ def test_two_batches_that_refresh_the_same_items_do_not_deadlock(aged: PostgresS
         thread.join()
     assert not errors
     assert sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+
+
+def test_closing_a_store_stops_its_views_sweepers(database: Database) -> None:
+    store = PostgresStore(database, ttl={"default_ttl": 1})
+    view = store.for_tenant("another")
+    sweeping = view.start_ttl_sweeper(60)
+    store.close()
+    assert sweeping.done()

@@ -49,7 +49,9 @@ logger = logging.getLogger("haive_persistence.embedded")
 
 SUPERUSER = "postgres"
 _LOG_LIMIT_BYTES = 10_000_000
+_STARTS = 10  # of a server that ends at once
 _SILENCE = 5.0  # seconds between two words about waiting
+_OURS = {"data_directory", "unix_socket_directories", "external_pid_file"}
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # C, because the cluster brings its own C.UTF-8 and macOS does not.
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
@@ -94,9 +96,15 @@ class EmbeddedServer:
         """Count one more user of this process."""
         if self._users == 0:
             self._settings = _checked(settings)
-            self._account = files.server_account(self.root)
-            files.make_root(self.root, self._account)
-            self._hold = FileLock(self.root / "users.lock", SHARED)
+            try:
+                self._account = files.server_account(self.root)
+                files.make_root(self.root, self._account)
+                self._hold = FileLock(self.root / "users.lock", SHARED)
+            except OSError as error:
+                raise EmbeddedServerError(
+                    f"{self.root} cannot hold an embedded server: {error.strerror} ({error.filename}). "
+                    "Choose another directory with data_dir or HAIVE_DATA_DIR"
+                ) from error
         try:
             self.ensure_running()
         except BaseException:
@@ -140,10 +148,15 @@ class EmbeddedServer:
         with self._lock_for_start():
             child: subprocess.Popen[Any] | None = None
             began = said = time.monotonic()
+            starts = 0
             while not self._ready():
                 if child is None or child.poll() is not None:
+                    if starts == _STARTS:
+                        self._explain(hopeless=True)
                     child = self._start_unless_running(child)
-                    began = said = time.monotonic()
+                    if child is not None:
+                        starts += 1
+                        began = said = time.monotonic()
                 time.sleep(0.02)
                 if time.monotonic() - said > _SILENCE:
                     said = time.monotonic()
@@ -181,7 +194,8 @@ class EmbeddedServer:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(_free_port(self._last_port())),
-            "unix_socket_directories": f'"{sockets}"',  # a list, where a comma would begin another
+            # A list, where a comma would begin another.
+            "unix_socket_directories": '"{}"'.format(str(sockets).replace('"', '""')),
             **self._settings,
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -208,10 +222,11 @@ class EmbeddedServer:
             with contextlib.suppress(OSError):
                 subprocess.run(command, cwd="/", check=False, **quiet)
 
-    def _explain(self) -> None:
+    def _explain(self, *, hopeless: bool = False) -> None:
         """The server we started has ended: say why, unless another try is worth it."""
         tail = (self.root / "server.log").read_text(errors="replace")[-2000:]
-        if "Address already in use" not in tail.rpartition("starting PostgreSQL")[2]:
+        chosen = "port" in self._settings  # otherwise another program may have taken the one that was free
+        if hopeless or chosen or "Address already in use" not in tail.rpartition("starting PostgreSQL")[2]:
             raise EmbeddedServerError(f"the embedded server in {self.root} did not start:\n{tail}")
 
     def _initialise(self, lock: FileLock) -> None:
@@ -291,6 +306,11 @@ class EmbeddedServer:
         try:
             lines = (self.pgdata / "postmaster.pid").read_text().splitlines()
             return _Postmaster(int(lines[0]), int(lines[3]), lines[4], lines[7].strip())
+        except PermissionError as error:
+            raise EmbeddedServerError(
+                f"{self.root} belongs to another user, who may use it: run as that one, or choose another "
+                "directory with data_dir or HAIVE_DATA_DIR"
+            ) from error
         except (OSError, IndexError, ValueError):
             return None
 
@@ -371,6 +391,8 @@ def _checked(settings: Mapping[str, str]) -> dict[str, str]:
     for name in settings:
         if not _SETTING.fullmatch(name):
             raise EmbeddedServerError(f"{name!r} is not the name of a Postgres setting")
+        if name.lower() in _OURS:
+            raise EmbeddedServerError(f"{name} follows from the data directory and cannot be set")
     return {name: str(value) for name, value in settings.items()}
 
 
