@@ -105,7 +105,7 @@ class Engine:
         kept_metadata = stored_metadata(config, metadata)
         run = kept_metadata.get("run_id")
         if address.checkpoint_id is not None:
-            await self._know_parent(db, config, address, records.missing_values(checkpoint, new_versions))
+            await self._know_parent(db, config, address, records.unchanged(checkpoint, new_versions))
         known: list[KnownHead] = []
 
         def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
@@ -138,9 +138,9 @@ class Engine:
         self.cache.trim()
         return address.config(id_)
 
-    async def _know_parent(self, db: Db, config: Config, address: Address, inherits: object) -> None:
-        """Look at the parent, unless it is known: if channels are inherited from it, or the thread's log made
-        room for others, without which the pieces they share would be sent and stored again."""
+    async def _know_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
+        """Look at the parent, unless it is known: if channels have what it has, or the thread's log made room
+        for others, without which the pieces they share would be sent and stored again."""
         log = self.cache.get(address.thread.bytes)
         if log is None:
             wanted = inherits or self.cache.has_made_room

@@ -131,7 +131,9 @@ class Address:
             raise InvalidInputError('the config has no thread_id: pass {"configurable": {"thread_id": "…"}}')
         self.thread_id_given = configurable["thread_id"]
         self.thread_id = thread_id_text(self.thread_id_given)
-        ns = configurable.get("checkpoint_ns", "")
+        ns = configurable.get("checkpoint_ns")
+        if ns is None:
+            ns = ""
         if not isinstance(ns, str):
             raise InvalidIdentifierError(f"checkpoint_ns must be a str, not {type(ns).__name__}: {ns!r}")
         self.ns = check_text("checkpoint_ns", ns, empty=True, most=MAX_NS) if ns else ""

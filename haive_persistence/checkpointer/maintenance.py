@@ -77,11 +77,12 @@ class Maintenance:
 
         def of_runs(thread: _Thread) -> set[Place]:
             reader = thread.reader
-            return {
+            found = {
                 (s.ns_key, s.id)
                 for s in thread.checkpoints
                 if str(reader.metadata(s.head).get("run_id")) in wanted
             }
+            return found - others_need(thread, found)
 
         for key in dict.fromkeys(row[0] for row in rows):
             await self._rewrite(db, key, of_runs)
@@ -342,6 +343,64 @@ def _kept(reader: ThreadReader, line: Mapping[bytes, Stored]) -> set[bytes]:
         kept.add(at.id)
         open_channels -= set(reader.names(at.head)[3])
     return kept
+
+
+# --- what the runs that stay need of those that go
+
+
+def others_need(thread: _Thread, doomed: set[Place]) -> set[Place]:
+    """Of these checkpoints, those that hold what other runs gave to a `DeltaChannel`.
+
+    A run that resumes another, or is saved at its end only, has its writes below the checkpoint it started
+    from, which is the other's. And where older checkpoints are pruned, a snapshot may be all that is left of
+    them.
+    """
+    lines: defaultdict[int, dict[bytes, Stored]] = defaultdict(dict)
+    for s in thread.checkpoints:
+        lines[s.ns_key][s.id] = s
+    needed: set[Place] = set()
+    for ns_key, line in lines.items():
+        if not (delta := _delta_channels(thread.reader, line.values())):
+            continue
+        gone = {id_ for ns, id_ in doomed if ns == ns_key}
+        while more := set(_needed_by_others(thread.reader, line, delta, gone)):
+            gone -= more
+            needed.update((ns_key, id_) for id_ in more)
+    return needed
+
+
+def _needed_by_others(
+    reader: ThreadReader, line: Mapping[bytes, Stored], delta: set[str], gone: set[bytes]
+) -> Iterator[bytes]:
+    for s in line.values():
+        if s.id in gone:
+            continue
+        above = line.get(s.parent or b"")
+        if above is not None and above.id in gone and delta & reader.written(above.writes):
+            yield above.id
+        names = reader.names(s.head)
+        for channel in delta.intersection(names[0]).difference(names[3]):
+            if (only := _only_seed(reader, line, channel, above, gone)) is not None:
+                yield only
+
+
+def _only_seed(
+    reader: ThreadReader, line: Mapping[bytes, Stored], channel: str, at: Stored | None, gone: set[bytes]
+) -> bytes | None:
+    """The nearest ancestor with a value of this channel, if it is to go and what led to it is cut off."""
+    nearest: bytes | None = None
+    oldest = at
+    while at is not None:
+        oldest = at
+        if channel in reader.names(at.head)[3]:
+            if at.id not in gone:
+                return None
+            nearest = nearest or at.id
+        at = line.get(at.parent or b"")
+    if oldest is None or nearest is None:
+        return None
+    began = records.metadata_value(oldest.head, reader.names(oldest.head), "step", reader.decoder) == -1
+    return None if began else nearest
 
 
 def _delta_channels(reader: ThreadReader, line: Iterable[Stored]) -> set[str]:

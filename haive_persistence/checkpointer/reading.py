@@ -212,6 +212,10 @@ class ThreadReader:
             self.pending_writes(s.writes),
         )
 
+    def written(self, writes: Iterable[records.Write]) -> set[str]:
+        """The channels that some writes are to."""
+        return {name for w in writes for name in self._template(w.template)[1:]}
+
     def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
         return [
             (decode_id(task), name, self.decoder.decode(m, base))

@@ -27,7 +27,7 @@ from haive_persistence.checkpointer import manifest as mf
 from haive_persistence.checkpointer.identity import decode_id, pack_uuids, unpack_uuids
 from haive_persistence.checkpointer.split import Decoder, Encoder
 from haive_persistence.checkpointer.thread_log import Batch, KnownHead
-from haive_persistence.errors import DecodeError
+from haive_persistence.errors import DecodeError, EncodeError
 
 FORMAT = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -150,6 +150,11 @@ def _packed(ns: str) -> str | list[bytes]:
     return parts if len(parts) > 1 else ns
 
 
+def unchanged(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any]) -> bool:
+    """Whether there are channels that have what their parent has."""
+    return not new_versions.keys() >= checkpoint["channel_versions"].keys()
+
+
 def missing_values(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any]) -> list[str]:
     """Channels without a value that did not change either: they have what their parent has at that version.
 
@@ -174,7 +179,14 @@ def _manifest(
         and reuse.versions.get(channel) == versions.get(channel)
     ):
         return encoder.again(reuse.manifests[channel], reuse.base)
-    return encoder.encode(value)
+    return _encode(encoder, channel, value)
+
+
+def _encode(encoder: Encoder, channel: str, value: Any) -> mf.Manifest:
+    try:
+        return encoder.encode(value)
+    except EncodeError as error:
+        raise EncodeError(f"channel {channel!r}: {error}") from error
 
 
 def open_head(data: bytes) -> Head:
@@ -259,7 +271,7 @@ def encode_write(
     task_id, path = task
     of_node, other = (path, None) if path.startswith(_PULL) else (None, path)
     template = batch.intern("template", mf.pack([of_node, *(channel for channel, _ in writes)]))
-    manifests = [encoder.encode(value) for _, value in writes]
+    manifests = [_encode(encoder, channel, value) for channel, value in writes]
     time = now - id_time(checkpoint_id)
     numbers = no - batch.base, template - batch.base
     return mf.pack([FORMAT, *numbers, time, task_id, other, upsert, *manifests])

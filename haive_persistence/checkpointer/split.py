@@ -89,6 +89,13 @@ def rough_size(value: Any, budget: int) -> int:
     return total
 
 
+def _is_large(value: Any, threshold: int) -> bool:
+    try:
+        return rough_size(value, threshold) > threshold
+    except RecursionError:  # it contains itself, maybe: the serialiser says so
+        return False
+
+
 def pack_uuid(id_: str) -> bytes | str:
     """A message's id in 16 bytes if it is a UUID as Python writes it."""
     if len(id_) == 36:
@@ -164,9 +171,9 @@ class Encoder:
                 return kind()
             if kind is str and len(value) <= TINY and value.isascii():
                 return value
-        if kind is list and rough_size(value, threshold) > threshold:
+        if kind is list and _is_large(value, threshold):
             return self._list(value)
-        if kind is dict and rough_size(value, threshold) > threshold and _are_plain(value):
+        if kind is dict and _is_large(value, threshold) and _are_plain(value):
             return [mf.DICT, self._items(self._dict_parts(value), mf.OTHER)]
         if kind is _DeltaSnapshot:
             return [mf.SNAPSHOT, self.encode(value.value)]
@@ -292,7 +299,7 @@ class Encoder:
         """The manifest of an element worth splitting, else None."""
         if type(element) not in _CONTAINERS and type(element) is not self._send_class:
             return None
-        if rough_size(element, LARGE_INSIDE) <= LARGE_INSIDE and type(element) in _CONTAINERS:
+        if type(element) in _CONTAINERS and not _is_large(element, LARGE_INSIDE):
             return None
         if self._depth == DEEPEST:
             return None

@@ -135,7 +135,7 @@ def _describer(obj: Any) -> Describer:
 
 
 def _has(method: str) -> Callable[[Any], bool]:
-    return lambda obj: callable(getattr(obj, method, None))
+    return lambda obj: callable(getattr(obj, method, None)) and not isinstance(obj, type)
 
 
 def _is(*classes: type) -> Callable[[Any], bool]:

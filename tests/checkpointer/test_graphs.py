@@ -256,6 +256,57 @@ class Rebuilt(TypedDict, total=False):
     items: Annotated[list[str], DeltaChannel(_append, snapshot_frequency=1000)]
 
 
+class Both(TypedDict, total=False):
+    plain: Annotated[list[str], operator.add]
+    items: Annotated[list[str], DeltaChannel(_append, snapshot_frequency=4)]
+
+
+def _both(builder: Any, saver: Checkpointer) -> Any:
+    builder.add_node("answer", lambda state: {"plain": ["answer"], "items": ["answer"]})
+    builder.add_edge(START, "answer")
+    return builder.compile(checkpointer=saver)
+
+
+def _run(graph: Any, number: int, **options: Any) -> None:
+    config: Any = {"configurable": {"thread_id": "t"}, "metadata": {"run_id": f"run {number}"}}
+    graph.invoke({"plain": [f"{number}"], "items": [f"{number}"]}, config, **options)
+
+
+def test_deleting_a_run_that_another_one_resumed(database: Database) -> None:
+    saver = Checkpointer(database)
+    builder = StateGraph(Both)
+    builder.add_node("ask", lambda state: {"plain": [interrupt("?")], "items": ["of the second run"]})
+    builder.add_edge(START, "ask")
+    graph = builder.compile(checkpointer=saver)
+    _run(graph, 1)
+    graph.invoke(Command(resume="yes"), {**CONFIG, "metadata": {"run_id": "run 2"}})
+    saver.delete_for_runs(["run 1"])
+    assert graph.get_state(CONFIG).values["plain"] == ["1", "yes"]
+    assert "of the second run" in graph.get_state(CONFIG).values["items"]
+
+
+def test_deleting_a_run_that_was_saved_at_its_end(database: Database) -> None:
+    saver = Checkpointer(database)
+    graph = _both(StateGraph(Both), saver)
+    for number in (1, 2, 3):
+        _run(graph, number, durability="exit")
+    saver.delete_for_runs(["run 2"])
+    found = graph.get_state(CONFIG).values["items"]
+    assert [item for item in found if item != "2"].count("answer") >= 2
+    assert {"1", "3"} <= set(found)
+
+
+def test_deleting_a_run_that_has_the_only_snapshot(database: Database) -> None:
+    saver = Checkpointer(database)
+    graph = _both(StateGraph(Both), saver)
+    for number in range(4):
+        _run(graph, number)
+    saver.prune(["t"])
+    _run(graph, 4)
+    saver.delete_for_runs(["run 3"])
+    assert {"0", "1", "2", "4"} <= set(graph.get_state(CONFIG).values["items"])
+
+
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "sealed"])
 def test_deleting_a_run_takes_nothing_of_other_runs_from_a_delta_channel(
     database: Database, key: bytes | None

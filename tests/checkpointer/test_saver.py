@@ -551,6 +551,36 @@ def test_pieces_that_are_gone_are_told_of(saver: Checkpointer, new_saver: Any, d
             read()
 
 
+def test_a_channel_changed_in_place_keeps_its_value(saver: Checkpointer, new_saver: Any) -> None:
+    """Whatever became of the object meanwhile, and whether or not this process knows the parent."""
+    value = {"a": 1}
+    for other in (saver, new_saver()):
+        parent = store(saver, {"x": value})
+        checkpoint = make_checkpoint({"x": {"a": "changed in place"}})
+        checkpoint["channel_versions"] = saver.get_tuple(parent).checkpoint["channel_versions"]
+        child = other.put(parent, checkpoint, {}, {})
+        assert values_of(new_saver(), child) == {"x": value}
+
+
+def test_what_cannot_be_stored_is_named_with_its_channel(saver: Checkpointer) -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in (itself, {"a": [lambda: 1]}, HumanMessage):
+        with pytest.raises(errors.EncodeError, match="channel 'draft': cannot store value"):
+            store(saver, {"draft": value})
+    config = store(saver, {"n": 1})
+    with pytest.raises(errors.EncodeError, match="channel 'draft'"):
+        saver.put_writes(config, [("draft", itself)], "task")
+
+
+def test_a_namespace_of_none_is_none_given(saver: Checkpointer) -> None:
+    store(saver, {"n": 1}, thread(ns="inner"))
+    config = store(saver, {"n": 2})
+    config["configurable"]["checkpoint_ns"] = None
+    assert values_of(saver, config) == {"n": 2}
+    assert len(list(saver.list({"configurable": {"thread_id": "t", "checkpoint_ns": None}}))) == 2
+
+
 # --- several at once
 
 
