@@ -213,6 +213,11 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         run_sync(self._maintenance.delete_threads(self._database.blocking, [thread_id]))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints that some runs made, with their writes, in whichever threads they are.
+
+        A checkpoint that holds what other runs gave to a `DeltaChannel` is kept: the writes of a run that
+        resumed a deleted one, or the only snapshot of what is pruned.
+        """
         run_sync(self._maintenance.delete_for_runs(self._database.blocking, run_ids))
 
     def copy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
