@@ -8,6 +8,7 @@ a wrong state.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -52,7 +53,7 @@ from haive_persistence.checkpointer.thread_log import (
 from haive_persistence.db import forks
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
-from haive_persistence.errors import ConflictError, EncodeError, InvalidInputError, WrongKeyError
+from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError, WrongKeyError
 
 ATTEMPTS = 8
 PAGE = 64
@@ -255,8 +256,9 @@ class Engine:
     async def _refresh(self, db: Db, address: Address, log: ThreadLog) -> ThreadLog:
         thread = address.thread
         if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
-            await self.get_tuple(db, address.config(address.checkpoint_id))
-            return self.cache.get(thread.bytes) or self.cache.absent(thread.bytes)
+            with contextlib.suppress(CodecError):  # damaged: what is put now is whole by itself
+                await self.get_tuple(db, address.config(address.checkpoint_id))
+                return self.cache.get(thread.bytes) or self.cache.absent(thread.bytes)
         row = await db.fetch_one(self.queries["epoch"], {"thread": thread}, idempotent=True)
         if row is None:
             self.cache.drop(thread.bytes, log)
