@@ -234,7 +234,7 @@ def test_statements_beyond_the_limit_are_forgotten_on_the_server_too(
 
 
 def test_a_statement_that_fails_is_prepared_once(connected: Callable[..., Database]) -> None:
-    run = runner(connected(pool_size=1, max_overflow=0), "blocking")
+    run = runner(connected(pool_size=1, max_overflow=0, prepare_threshold=0), "blocking")
     divide = Query("SELECT 1 / %(by)s::int8")
     for _ in range(5):
         with pytest.raises(DatabaseError, match="division by zero"):
