@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from haive_persistence.db.embedded import EmbeddedServer, files
 from haive_persistence.db.embedded.__main__ import main
 from haive_persistence.db.embedded.files import SHARED, FileLock
 from haive_persistence.errors import EmbeddedServerError
-from tests.db.helpers import finish, in_process
+from tests.db.helpers import finish, in_process, until
 
 ROOT = os.geteuid() == 0
 
@@ -81,13 +80,6 @@ def runs(home: Path) -> bool:
             return False
     except BlockingIOError:
         return True
-
-
-def until(condition: object, seconds: float = 20) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def postmaster(home: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from haive_persistence import errors
 from haive_persistence.db import Database
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Query, run_sync
+from tests.db.helpers import until
 
 WRITERS = 32
 INSERT = Query(
@@ -50,14 +50,6 @@ def waiting(dsn: str) -> int:
     with psycopg.connect(dsn) as conn:
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         return int(conn.execute(query).fetchone()[0])  # type: ignore[index]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("it did not come about")
 
 
 class Interrupted(BaseException):
