@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from langgraph.checkpoint.base import (
     EXCLUDED_METADATA_KEYS,
@@ -51,9 +51,11 @@ from haive_persistence.checkpointer.thread_log import (
     ThreadLog,
 )
 from haive_persistence.db import forks
-from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Db, Query
 from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError, WrongKeyError
+
+if TYPE_CHECKING:
+    from haive_persistence.db.grouping import Grouping
 
 ATTEMPTS = 8
 PAGE = 64
@@ -80,13 +82,13 @@ class Engine:
         self.codec = keys.codec
         self._keys = keys
         self.searchable = searchable
-        self._writers = Grouping()
+        self._writers = _grouping()
         forks.begins_anew(self)
 
     def after_fork(self) -> None:
         """A child must not write into its parent's lanes, nor wait for its parent's threads."""
         self.cache = ProcessCache(self.cache.max_bytes)
-        self._writers = Grouping()
+        self._writers = _grouping()
 
     def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
         return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
@@ -498,6 +500,12 @@ def while_sealed(query: Query, condition: Query) -> Query:
 def waiting(query: Query) -> Query:
     """The same statement, but it waits for who holds the thread's row (see `held` in the queries)."""
     return Query(query.replace(" NOWAIT", ""))
+
+
+def _grouping() -> Grouping:
+    from haive_persistence.db.grouping import Grouping  # with it comes the driver, 50 ms that can wait
+
+    return Grouping()
 
 
 class Page(NamedTuple):

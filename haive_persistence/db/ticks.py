@@ -13,8 +13,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hash
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from haive_persistence.db.failures import is_about_all
-
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 T = TypeVar("T")
@@ -84,6 +82,8 @@ class Ticks(Generic[Asked, Answer]):
         try:
             answers = await work
         except BaseException as error:
+            from haive_persistence.db.failures import is_about_all  # with it comes the driver
+
             if nobody_waits():
                 return True
             if len(part) > 1 and isinstance(error, Exception) and not is_about_all(error):

@@ -19,6 +19,16 @@ print([name for name in ("psycopg", "psycopg_pool", "psutil", "platformdirs", "c
     assert finish(in_process(code)) == "[]\n"
 
 
+def test_savers_and_stores_are_made_without_the_driver() -> None:
+    code = """
+import sys
+from haive_persistence import Checkpointer, PostgresStore
+Checkpointer(PostgresStore("postgresql://nowhere")).for_tenant("a")
+print([name for name in ("psycopg", "psutil", "platformdirs", "cryptography") if name in sys.modules])
+"""
+    assert finish(in_process(code)) == "[]\n"
+
+
 def test_import_stays_within_its_budget() -> None:
     """What is ours of it, asyncio being there already as it is with LangGraph."""
     code = "import asyncio, time; t = time.perf_counter(); import haive_persistence.db; print(time.perf_counter() - t)"
