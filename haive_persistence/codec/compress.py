@@ -14,10 +14,11 @@ never changed or removed once shipped; a better one gets the next number (`tools
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Final
+from operator import methodcaller
+from typing import Any, Final, TypeVar
 
 import zstandard
 
@@ -44,8 +45,11 @@ _LEVEL_SMALL: Final = 6
 _LEVEL: Final = 3
 _BLOCK: Final = 128 * 1024  # the most that one zstd block, of at least four bytes, unpacks to
 
-_MAGIC: Final = (0xFD2FB528).to_bytes(4, "little")  # what a frame begins with otherwise
+_MANY: Final = 8  # a call for all costs as much as one for each of so many
+_MAGIC: Final = (0xFD2FB528).to_bytes(4, "little")  # what a frame begins with; not stored
 _MAGICLESS: Final = zstandard.FORMAT_ZSTD1_MAGICLESS
+
+T = TypeVar("T")
 
 _names: Final = {"zstd", None}
 
@@ -94,17 +98,7 @@ def decompress(data: bytes, *, max_size: int = MAX_SIZE) -> bytes:
     if data[:1] == _RAW and len(data) - 1 <= max_size:
         return data[1:]
     number, frame = _frame(data, max_size)
-    decompressors = _decompressors[number]
-    try:
-        decompressor = decompressors.pop()
-    except IndexError:
-        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(number), format=_MAGICLESS)
-    try:
-        found = decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise DecodeError(f"stored bytes are damaged: {exc}") from exc
-    decompressors.append(decompressor)
-    return found
+    return _with_decompressor(number, lambda one: one.decompress(frame, allow_extra_data=False))
 
 
 def decompress_all(stored: Sequence[bytes], *, max_size: int = MAX_SIZE) -> list[bytes]:
@@ -112,7 +106,7 @@ def decompress_all(stored: Sequence[bytes], *, max_size: int = MAX_SIZE) -> list
 
     Beside threads that compute, each time is one at which they may take it for 5 ms.
     """
-    if not _ALL_AT_ONCE:
+    if not _ALL_AT_ONCE or len(stored) < _MANY:
         return [decompress(data, max_size=max_size) for data in stored]
     out: list[bytes] = []
     frames: defaultdict[int, dict[int, bytes]] = defaultdict(dict)  # by dictionary, then place
@@ -121,39 +115,50 @@ def decompress_all(stored: Sequence[bytes], *, max_size: int = MAX_SIZE) -> list
             out.append(data[1:])
         else:
             number, frame = _frame(data, max_size)
-            frames[number][place] = _MAGIC + frame
+            frames[number][place] = frame
             out.append(b"")
     for number, by_place in frames.items():
-        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(number))
-        try:
-            found = decompressor.multi_decompress_to_buffer(list(by_place.values()))
-        except zstandard.ZstdError as exc:
-            raise DecodeError(f"stored bytes are damaged: {exc}") from exc
+        parts = list(by_place.values())
+        found: Any = _with_decompressor(number, methodcaller("multi_decompress_to_buffer", parts))
         for at, place in enumerate(by_place):
             out[place] = found[at].tobytes()
     return out
 
 
 def _frame(data: bytes, max_size: int) -> tuple[int, bytes]:
-    """The number of the dictionary and the frame of stored bytes that are not raw.
+    """The number of the dictionary and the whole frame of stored bytes that are not raw.
 
     What would unpack to too much is refused before that much memory is asked for.
     """
     if not data:
         raise DecodeError("stored bytes are damaged: there are none")
-    how, frame = data[0], data[1:]
+    how, packed, frame = data[0], len(data) - 1, _MAGIC + data[1:]
     if how & 0xF0 != _FORMAT:
         raise DecodeError(f"format byte 0x{how:02x} is unknown: written by a newer version of this package")
     try:
-        raw = how == _FORMAT
-        size = len(frame) if raw else _frame_parameters(frame, _MAGICLESS).content_size
+        size = packed if how == _FORMAT else _frame_parameters(frame).content_size
     except zstandard.ZstdError as exc:
         raise DecodeError(f"stored bytes are damaged: {exc}") from exc
     if size > max_size:
         raise DecodeError(f"stored bytes would unpack to {size:,} bytes; at most {max_size:,} are accepted")
-    if size > (len(frame) // 4 + 1) * _BLOCK:
+    if size > (packed // 4 + 1) * _BLOCK:
         raise DecodeError("stored bytes are damaged: they claim to unpack to more than they can")
     return how - _NO_DICTIONARY, frame
+
+
+def _with_decompressor(number: int, use: Callable[[zstandard.ZstdDecompressor], T]) -> T:
+    """What one for this dictionary gives, which nobody else uses meanwhile."""
+    free = _decompressors[number]
+    try:
+        decompressor = free.pop()
+    except IndexError:
+        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(number))
+    try:
+        found = use(decompressor)
+    except zstandard.ZstdError as exc:
+        raise DecodeError(f"stored bytes are damaged: {exc}") from exc
+    free.append(decompressor)
+    return found
 
 
 def _new_compressor(number: int, level: int) -> zstandard.ZstdCompressor:

@@ -30,9 +30,11 @@ def decompress(data: bytes, **options: int) -> bytes:
         with pytest.raises(
             DecodeError, match="damaged" if "damaged" in str(error) else re.escape(str(error))
         ):
-            decompress_all([compress(b"x" * 10), data], **options)
+            decompress_all([compress(b"x" * 10)] * 9 + [data], **options)
         raise
-    assert decompress_all([data, compress(b"x" * 10), data], **options) == [found, b"x" * 10, found]
+    for others in (1, 9):
+        together = [data, *[compress(b"x" * 10)] * others, data]
+        assert decompress_all(together, **options) == [found, *[b"x" * 10] * others, found]
     return found
 
 
