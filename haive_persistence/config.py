@@ -151,22 +151,13 @@ class PersistenceConfig:
             raise ConfigError(f"embedded_settings={self.embedded_settings!r}: give names and values")
         if self.data_dir is not None and not os.fspath(self.data_dir):
             object.__setattr__(self, "data_dir", None)
-        chosen = os.environ.get("HAIVE_CONNECTION_STRING")
-        if (
-            self.data_dir is not None
-            and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
-            and chosen
-            and self.connection_string == chosen
-        ):
-            object.__setattr__(
-                self, "connection_string", None
-            )  # the caller's data_dir wins over the variable
-        if (
-            self.connection_string is not None
-            and self.data_dir is not None
-            and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
-        ):
-            raise ConfigError("data_dir is the embedded server's: give it or a connection_string, not both")
+        given = self.data_dir is not None and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
+        if given and self.connection_string is not None:
+            if self.connection_string != (os.environ.get("HAIVE_CONNECTION_STRING") or None):
+                raise ConfigError(
+                    "data_dir is the embedded server's: give it or a connection_string, not both"
+                )
+            object.__setattr__(self, "connection_string", None)  # what is given wins over a variable
         if self.pooler not in ("auto", "session", "transaction"):
             raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
         if self.prepare_threshold not in (None, "auto") and not _is_count(self.prepare_threshold):

@@ -2,8 +2,8 @@
 
 A thread's row carries an epoch. Every statement that adds to a thread names the epoch it believes in,
 and does nothing when the thread has moved on (pruned, deleted, made anew); then what this process
-knew is dropped and the same data is sent again in full. So a stale cache costs a round trip, never
-a wrong state.
+knew is dropped, the parent is read, and what is not shared with it is sent. So a stale cache costs
+some round trips, never a wrong state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Delete, prune and copy. What may be deleted is decided here, in memory, under the thread's row lock.
 
 Whoever changes which pieces a thread has takes its row and gives it a new epoch first. Writers that
-believe in the old epoch wait for that row, find it changed, and send their data again in full; so no
+believe in the old epoch wait for that row, find it changed, and read and send anew; so no
 checkpoint can ever name a piece that is being deleted.
 """
 
@@ -173,8 +173,7 @@ class Maintenance:
         }
         if params["thread"] == target_key:
             raise InvalidInputError("source and target are the same thread")
-        codec = await self._engine.latest_codec(db)
-        if codec.sealed:
+        if (await self._engine.codec(db)).sealed:
             await self._engine.with_all_keys(db, lambda: self._copy_sealed(db, params))
         else:
             names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")

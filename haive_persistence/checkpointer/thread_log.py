@@ -2,7 +2,7 @@
 
 Nothing here decides what is true. It saves work: a piece that is known is neither sent nor fetched
 again. It is tied to the thread's *epoch*; every statement that relies on it checks the epoch in
-SQL, so what has gone stale is refused there, dropped here and sent again in full.
+SQL, so what has gone stale is refused there, dropped here, and read or sent again.
 
 Numbers. A process takes piece numbers from a *lane* of its own: 43 random bits, then a 20-bit
 counter in three parts: slices of lists, ids given to messages, and everything else, so that what is

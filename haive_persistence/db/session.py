@@ -154,15 +154,20 @@ def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) 
         if version < oldest:
             raise ConfigError(f"Postgres {oldest} or newer is needed, this is {version}")
         _try_settings(conn, settings)
-        is_current = migrate.is_current(conn, config.schema)
-    if not is_current:  # without a connection of ours in its way: there may be few of them
-        migrate.migrate(connect, config.schema)
+        if migrate.is_current(conn, config.schema):
+            return _plan(conn, config, settings)
+    migrate.migrate(connect, config.schema)  # without ours in its way: there may be few connections
     with connect() as conn:
-        login = _look(conn, config.schema)
-        if login.bypasses and not (login.role_is_ours and login.role_may_work):
-            _make_role(conn, config.schema, login)
-        per_transaction = login.citus or _pooled(conn, config, login)
-        timeouts = ("lock_timeout", *migrate.timeouts(conn))
+        return _plan(conn, config, settings)
+
+
+def _plan(conn: Connection[Any], config: PersistenceConfig, settings: list[bytes]) -> SessionPlan:
+    """What to say on connections, for a schema that is up to date."""
+    login = _look(conn, config.schema)
+    if login.bypasses and not (login.role_is_ours and login.role_may_work):
+        _make_role(conn, config.schema, login)
+    per_transaction = login.citus or _pooled(conn, config, login)
+    timeouts = ("lock_timeout", *migrate.timeouts(conn))
     # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
     to_build = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
     if login.bypasses:
