@@ -89,8 +89,15 @@ def _kill_server_part(data_dir: Path, what: str, rng: random.Random) -> None:
     os.kill(rng.choice(backends).pid, signal.SIGKILL)
 
 
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
 def _is_client_backend(process: psutil.Process) -> bool:
-    title = " ".join(process.cmdline())
+    title = _title(process)
     return title.startswith("postgres:") and ("INSERT" in title or "SELECT" in title or "idle" in title)
 
 
@@ -136,7 +143,7 @@ def test_a_crash_that_loses_the_last_commits_does_not_mislead_who_saw_them(data_
         with saver.database.connect() as conn:
             conn.execute("CHECKPOINT")
         postmaster = _postmaster(data_dir)
-        (writer,) = [p for p in postmaster.children() if "walwriter" in " ".join(p.cmdline())]
+        (writer,) = [p for p in postmaster.children() if "walwriter" in _title(p)]
         writer.suspend()
         said = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
         lost = store(saver, {"n": 2, "messages": said}, first)
