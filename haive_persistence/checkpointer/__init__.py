@@ -1,15 +1,18 @@
 """The LangGraph checkpointer.
 
-saver.py         Checkpointer: LangGraph's methods, blocking and asynchronous
-engine.py        put, write, get, list, delta history over `Db`
-maintenance.py   delete, prune, copy
-reading.py       rows to `CheckpointTuple`s
-records.py       what a checkpoint's and a write's row hold
-split.py         values to manifests and pieces, and back
-manifest.py      how a value is described by the pieces it is made of
-thread_log.py    what this process knows of a thread's pieces
+saver.py          Checkpointer: LangGraph's methods, blocking and asynchronous
+writes.py         put a checkpoint, put pending writes
+reads.py          get and list
+delta.py          what a `DeltaChannel` is rebuilt from
+metadata.py       what is stored of metadata, and how filters compare
+retention.py      delete and prune
+copy.py           copy a thread
+context.py        one tenant's queries, codec and cache
+thread_reader.py  rows to `CheckpointTuple`s
+statements.py     variants of the writing statements
 keys.py, sealing.py   a tenant's codec, each payload bound to its row
-identity.py      ids and keys
+ids.py            ids and keys
+storage/          how values become rows: pure, no database
 """
 
 from haive_persistence.checkpointer.config import CheckpointConfig

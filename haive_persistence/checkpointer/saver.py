@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -18,10 +18,14 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
 from haive_persistence.checkpointer.config import CheckpointConfig
-from haive_persistence.checkpointer.engine import Engine
+from haive_persistence.checkpointer.context import TenantContext
+from haive_persistence.checkpointer.copy import Copying
+from haive_persistence.checkpointer.delta import DeltaHistory
 from haive_persistence.checkpointer.keys import CodecProvider
-from haive_persistence.checkpointer.maintenance import Maintenance
-from haive_persistence.checkpointer.thread_log import ProcessCache
+from haive_persistence.checkpointer.reads import Reads
+from haive_persistence.checkpointer.retention import Retention
+from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
+from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, forks
@@ -42,6 +46,19 @@ class _Done:
     def __await__(self) -> Generator[Any, None, None]:
         return
         yield
+
+
+class _Parts(NamedTuple):
+    """What a saver is made of, for one serialiser."""
+
+    serde: SerializerProtocol
+    keys: CodecProvider
+    context: TenantContext
+    reads: Reads
+    writes: Writes
+    delta: DeltaHistory
+    retention: Retention
+    copying: Copying
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -85,7 +102,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
                 f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, "
                 "a Database, a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
             )
-        self._built: tuple[Any, Engine, Maintenance, CodecProvider] | None = None
+        self._built: _Parts | None = None
 
     @classmethod
     def from_conn_string(cls, conn_string: str, *, pipeline: bool = False, **options: Any) -> Self:
@@ -132,29 +149,31 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         """The same saver on the same connections, for another tenant's threads."""
         return Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
 
-    def _parts(self) -> tuple[Any, Engine, Maintenance, CodecProvider]:
+    @property
+    def _parts(self) -> _Parts:
         """The logic for the current `serde`: `with_allowlist` makes a shallow copy and changes that.
 
         What one serialiser decoded is never handed out under another, stricter one.
         """
         forks.look()
-        built = self._built
-        if built is None or built[0] is not self.serde:
+        parts = self._built
+        if parts is None or parts.serde is not self.serde:
+            queries, tenant = self._database.queries("checkpointer"), self._database.tenant
+            keys = CodecProvider(queries, tenant, self.serde, self.config)
             cache = ProcessCache(self.config.cache_bytes)
-            queries = self._database.queries("checkpointer")
-            provider = CodecProvider(queries, self._database.tenant, self.serde, self.config)
-            labels = tuple(self.config.searchable_metadata)
-            engine = Engine(queries, self._database.tenant, cache, provider, labels)
-            built = self._built = (self.serde, engine, Maintenance(engine), provider)
-        return built
-
-    @property
-    def _engine(self) -> Engine:
-        return self._parts()[1]
-
-    @property
-    def _maintenance(self) -> Maintenance:
-        return self._parts()[2]
+            context = TenantContext(queries, tenant, cache, keys, tuple(self.config.searchable_metadata))
+            reads = Reads(context)
+            parts = self._built = _Parts(
+                self.serde,
+                keys,
+                context,
+                reads,
+                Writes(context, reads),
+                DeltaHistory(context, reads),
+                Retention(context),
+                Copying(context),
+            )
+        return parts
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """The version after `current`: the next integer, or text as imported threads have it."""
@@ -168,7 +187,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
         The key they were wrapped by must be among `older_encryption_keys`. No data is rewritten.
         """
-        return run_sync(self._parts()[3].rotate(self._database.blocking))
+        return run_sync(self._parts.keys.rotate(self._database.blocking))
 
     def new_data_key(self) -> int:
         """Seal what this object writes from now on with a fresh data key; its number.
@@ -176,12 +195,12 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         Other processes write with it once they have met it, or start anew; all of them read what is sealed
         with any of the keys.
         """
-        return run_sync(self._parts()[3].add_data_key(self._database.blocking))
+        return run_sync(self._parts.keys.add_data_key(self._database.blocking))
 
     # --- blocking
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return run_sync(self._engine.get_tuple(self._database.blocking, config))
+        return run_sync(self._parts.reads.get_tuple(self._database.blocking, config))
 
     def list(
         self,
@@ -191,7 +210,9 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        found = self._engine.list(self._database.blocking, config, filter=filter, before=before, limit=limit)
+        found = self._parts.reads.list(
+            self._database.blocking, config, filter=filter, before=before, limit=limit
+        )
         return _iterate(found)
 
     def put(
@@ -201,16 +222,16 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        put = self._engine.put(self._database.blocking, config, checkpoint, metadata, new_versions)
+        put = self._parts.writes.put(self._database.blocking, config, checkpoint, metadata, new_versions)
         return cast(RunnableConfig, run_sync(put))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        run_sync(self._engine.put_writes(self._database.blocking, config, writes, task_id, task_path))
+        run_sync(self._parts.writes.put_writes(self._database.blocking, config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: Any) -> None:
-        run_sync(self._maintenance.delete_threads(self._database.blocking, [thread_id]))
+        run_sync(self._parts.retention.delete_threads(self._database.blocking, [thread_id]))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that some runs made, with their writes, in whichever threads they are.
@@ -218,23 +239,23 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         A checkpoint that holds what other runs gave to a `DeltaChannel` is kept: the writes of a run that
         resumed a deleted one, or the only snapshot of what is pruned.
         """
-        run_sync(self._maintenance.delete_for_runs(self._database.blocking, run_ids))
+        run_sync(self._parts.retention.delete_for_runs(self._database.blocking, run_ids))
 
     def copy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
-        run_sync(self._maintenance.copy_thread(self._database.blocking, source_thread_id, target_thread_id))
+        run_sync(self._parts.copying.copy_thread(self._database.blocking, source_thread_id, target_thread_id))
 
     def prune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
-        run_sync(self._maintenance.prune(self._database.blocking, thread_ids, strategy))
+        run_sync(self._parts.retention.prune(self._database.blocking, thread_ids, strategy))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        return run_sync(self._engine.delta_history(self._database.blocking, config, channels))
+        return run_sync(self._parts.delta.read(self._database.blocking, config, channels))
 
     # --- asynchronous
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await self._engine.get_tuple(self._database.asynchronous, config)
+        return await self._parts.reads.get_tuple(self._database.asynchronous, config)
 
     async def alist(
         self,
@@ -245,7 +266,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         db = self._database.asynchronous
-        async for found in self._engine.list(db, config, filter=filter, before=before, limit=limit):
+        async for found in self._parts.reads.list(db, config, filter=filter, before=before, limit=limit):
             yield found
 
     async def aput(
@@ -256,29 +277,30 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         db = self._database.asynchronous
-        return cast(RunnableConfig, await self._engine.put(db, config, checkpoint, metadata, new_versions))
+        put = self._parts.writes.put(db, config, checkpoint, metadata, new_versions)
+        return cast(RunnableConfig, await put)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._engine.put_writes(self._database.asynchronous, config, writes, task_id, task_path)
+        await self._parts.writes.put_writes(self._database.asynchronous, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: Any) -> None:
-        await self._maintenance.delete_threads(self._database.asynchronous, [thread_id])
+        await self._parts.retention.delete_threads(self._database.asynchronous, [thread_id])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        await self._maintenance.delete_for_runs(self._database.asynchronous, run_ids)
+        await self._parts.retention.delete_for_runs(self._database.asynchronous, run_ids)
 
     async def acopy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
-        await self._maintenance.copy_thread(self._database.asynchronous, source_thread_id, target_thread_id)
+        await self._parts.copying.copy_thread(self._database.asynchronous, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
-        await self._maintenance.prune(self._database.asynchronous, thread_ids, strategy)
+        await self._parts.retention.prune(self._database.asynchronous, thread_ids, strategy)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        return await self._engine.delta_history(self._database.asynchronous, config, channels)
+        return await self._parts.delta.read(self._database.asynchronous, config, channels)
 
 
 def _iterate(found: AsyncIterator[CheckpointTuple]) -> Iterator[CheckpointTuple]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
-from haive_persistence.checkpointer.identity import run_key
+from haive_persistence.checkpointer.ids import run_key
 from haive_persistence.codec import Codec, blind_index, context
 
 

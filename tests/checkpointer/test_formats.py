@@ -20,7 +20,8 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.types import Send
 
 from haive_persistence import errors
-from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, records
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.codec import Codec
 from haive_persistence.db import Database
 

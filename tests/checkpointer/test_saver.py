@@ -27,8 +27,9 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import errors
-from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, engine, thread_log
-from haive_persistence.checkpointer.identity import decode_id, encode_id, thread_key
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, writes
+from haive_persistence.checkpointer.ids import decode_id, encode_id, thread_key
+from haive_persistence.checkpointer.storage import piece_numbers
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
 from haive_persistence.db.grouping import Grouping
@@ -435,12 +436,12 @@ def test_an_empty_value_that_is_filled_in_place_is_not_what_was_put(
 def test_a_value_that_fills_its_part_of_the_lane_goes_on_in_another(
     saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_log, "_ROOM", 4)  # or it would take 65,536 parts
+    monkeypatch.setattr(piece_numbers, "_ROOM", 4)  # or it would take 65,536 parts
     config = store(saver, {"messages": [HumanMessage("without its id " * 9)]})
     config = store(saver, {"messages": [HumanMessage("without its id " * 9, id="1")]}, config)
-    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    log = saver._parts.context.cache.get(thread_key(saver._parts.context.tenant, "t").bytes)
     assert log is not None and log.lane is not None  # noqa: PT018
-    log.next_numbers[thread_log.OTHER] = log.lane + (1 << 18) - 10
+    log.next_numbers[piece_numbers.OTHER] = log.lane + (1 << 18) - 10
     files = {f"file {i}": f"{i} " * 100 for i in range(50)}
     store(saver, {"files": files, "messages": [HumanMessage("without its id " * 9, id="1")]}, config)
     for reader in (saver, new_saver()):
@@ -454,7 +455,7 @@ def test_what_a_failed_put_made_is_forgotten(saver: Checkpointer, new_saver: Any
     for _ in range(3):
         with pytest.raises(errors.EncodeError):
             store(saver, {"messages": messages, "bad": (i for i in ())}, config)
-    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    log = saver._parts.context.cache.get(thread_key(saver._parts.context.tenant, "t").bytes)
     assert log is not None
     assert not log.unacknowledged
     store(saver, {"messages": messages}, config)
@@ -467,7 +468,7 @@ def test_an_answer_is_later_than_the_answers_it_knows_of(
     """The clock of the first worker is ahead of the second's."""
     config = store(saver, {"n": 1})
     usual = time.time_ns
-    monkeypatch.setattr(engine.time, "time_ns", lambda: usual() + 5_000_000_000)
+    monkeypatch.setattr(writes.time, "time_ns", lambda: usual() + 5_000_000_000)
     saver.put_writes(config, [("__resume__", ["one"])], "task")
     monkeypatch.undo()
     other = new_saver()
@@ -500,7 +501,7 @@ def test_one_long_thread_stays_within_the_memory_it_may_have(database: Database,
         config = store(saver, {"text": text, "messages": [HumanMessage(text, id=str(i))]}, config)
         if i % 20 == 0:
             assert values_of(saver)["text"] == text
-    log = saver._engine.cache.get(thread_key(saver._engine.tenant, "t").bytes)
+    log = saver._parts.context.cache.get(thread_key(saver._parts.context.tenant, "t").bytes)
     assert log is not None
     assert log.bytes_taken() < 4_000_000  # it looks every 64 operations
     assert len(list(saver.list(thread()))) == 201
@@ -535,7 +536,7 @@ def test_what_could_not_be_sent_stays_within_the_memory_it_may_have(
                 store(saver, {"text": f"{i} ".ljust(50_000, "x")}, config)
     for n in range(100):
         config = store(saver, {"n": n}, config)
-    assert saver._engine.cache.get(thread_key(database.tenant, "t").bytes).bytes_taken() < 4_000_000
+    assert saver._parts.context.cache.get(thread_key(database.tenant, "t").bytes).bytes_taken() < 4_000_000
     assert values_of(saver) == {"n": 99}
 
 

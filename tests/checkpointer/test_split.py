@@ -18,9 +18,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.types import Send
 
-from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer.split import Decoder, Encoder
-from haive_persistence.checkpointer.thread_log import Batch, ThreadLog
+from haive_persistence.checkpointer.storage import manifest as mf
+from haive_persistence.checkpointer.storage.decoder import Decoder
+from haive_persistence.checkpointer.storage.encoder import Encoder
+from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
 from haive_persistence.codec import Codec
 
 CODEC = Codec()

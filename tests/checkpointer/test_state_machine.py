@@ -19,7 +19,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.base.id import uuid6
 
-from haive_persistence.checkpointer import CheckpointConfig, Checkpointer, thread_log
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.storage import piece_cache
 from haive_persistence.db import Database
 
 THREADS = ("a", "b")
@@ -290,7 +291,7 @@ def test_sealed(database: Database) -> None:
 
 def test_without_memory(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that keeps nothing beyond one thread: every read is a cold one."""
-    monkeypatch.setattr(thread_log, "TRIM_EVERY", 1)
+    monkeypatch.setattr(piece_cache, "TRIM_EVERY", 1)
     _run(database, CheckpointConfig(cache_bytes=0), 15)
 
 

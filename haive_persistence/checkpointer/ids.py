@@ -103,6 +103,22 @@ def uuid_text(data: bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+def pack_uuid(id_: str) -> bytes | str:
+    """A message's id in 16 bytes if it is a UUID as Python writes it."""
+    if len(id_) == 36:
+        try:
+            data = bytes.fromhex(id_.replace("-", ""))
+        except ValueError:
+            return id_
+        if uuid_text(data) == id_:
+            return data
+    return id_
+
+
+def unpack_uuid(packed: bytes | str) -> str:
+    return packed if isinstance(packed, str) else uuid_text(packed)
+
+
 _UUID = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 
 

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
 
-from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer import records
-from haive_persistence.checkpointer.identity import decode_id
+from haive_persistence.checkpointer.ids import decode_id
 from haive_persistence.checkpointer.sealing import BoundCodec
-from haive_persistence.checkpointer.split import Decoder
-from haive_persistence.checkpointer.thread_log import ProcessCache, ThreadLog, key_of
+from haive_persistence.checkpointer.storage import manifest as mf
+from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.decoder import Decoder
+from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
+from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
+from haive_persistence.checkpointer.storage.piece_numbers import ranges
 from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
 
@@ -172,7 +174,7 @@ class ThreadReader:
 
     def _piece_query(self, numbers: Sequence[int]) -> tuple[Query, dict[str, Any]]:
         key = {"thread": self.thread, "epoch": self.log.epoch}
-        runs = list(mf.ranges(numbers))
+        runs = list(ranges(numbers))
         if len(runs) * 4 > len(numbers):
             return self._queries["pieces"], {**key, "numbers": list(numbers)}
         starts = [start for start, _ in runs]

@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 
 import ormsgpack
 
+from haive_persistence.checkpointer.storage.piece_numbers import IDS, LISTS, OTHER, ranges, start_of
+
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
 
-OTHER, IDS, LISTS = range(3)  # the parts of a lane: all else, ids given to messages, slices of lists
 _FROM = {LIST: (LISTS, IDS), DICT: (OTHER,)}
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces
@@ -61,26 +62,6 @@ def pack(value: object) -> bytes:
 
 def unpack(data: bytes) -> Any:
     return ormsgpack.unpackb(data)
-
-
-def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive numbers, as (start, length)."""
-    it = iter(numbers)
-    for start in it:
-        end = start + 1
-        for no in it:
-            if no == end:
-                end += 1
-                continue
-            yield start, end - start
-            start, end = no, no + 1
-        yield start, end - start
-        return
-
-
-def start_of(part: int) -> int:
-    """Where a part of a lane begins. Stored items count from there, so this may never change."""
-    return part << 18
 
 
 def items_of(manifest: Manifest, base: int) -> Iterator[tuple[Sequence[Any], int]]:

@@ -17,23 +17,23 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
-from haive_persistence.checkpointer.manifest import IDS, LISTS, OTHER, start_of
+from haive_persistence.checkpointer.storage.piece_numbers import (
+    OTHER,
+    PART_ENDS,
+    PART_STARTS,
+    LaneFull,
+    new_lane,
+    used_up,
+)
 
-LANE_BITS = 20
-LANE_SIZE = 1 << LANE_BITS
-_STARTS = tuple(map(start_of, (OTHER, IDS, LISTS)))
-_ENDS = (*_STARTS[1:], LANE_SIZE)
-MOST_PARTS = _ENDS[0]  # of the values of one statement, lists' slices not counted
-_ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
 HEADS_KEPT = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 FROZEN_TRIED = 8
-TRIM_EVERY = 64  # operations
 LOG_BYTES = 4000  # what a log takes by itself, about; a checkpoint's head; a known key besides its bytes
 HEAD_BYTES = 1000
 KEY_BYTES = 300
@@ -43,11 +43,6 @@ Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
 Placed = int | tuple[int, int]  # a piece, or a message's piece with the piece that gives it its id
 
 
-def new_lane() -> int:
-    """The first number of a fresh random lane; never 0, always below 2**63."""
-    return (secrets.randbits(43) | 1) << LANE_BITS
-
-
 def new_epoch() -> int:
     """A random, non-zero 63-bit number."""
     return secrets.randbits(62) | 1
@@ -55,10 +50,6 @@ def new_epoch() -> int:
 
 def key_of(kind: Any, data: bytes) -> Key:
     return (kind, data if len(data) <= LONG_KEY else blake2b(data, digest_size=32).digest())
-
-
-class LaneFull(Exception):
-    """A part of the lane has no number left: try again in a new one."""
 
 
 class KnownHead(NamedTuple):
@@ -99,7 +90,7 @@ class ThreadLog:
     def take_lane(self, lane: int, next_numbers: list[int] | None = None) -> None:
         """A lane that is known to be ours alone."""
         self.lane = lane
-        self.next_numbers = next_numbers or [lane + start for start in _STARTS]
+        self.next_numbers = next_numbers or [lane + start for start in PART_STARTS]
 
     @property
     def exists(self) -> bool:
@@ -172,15 +163,6 @@ class ThreadLog:
             self.bytes_held = sum(8 * len(numbers) for numbers in self.frozen.values())
 
 
-def _used_up(lane: int, next_numbers: Sequence[int]) -> bool:
-    other, ids, lists = next_numbers
-    return (
-        other > lane + _STARTS[1] - _ROOM
-        or ids > lane + _STARTS[2] - _ROOM
-        or lists > lane + LANE_SIZE - _ROOM
-    )
-
-
 class Batch:
     """The pieces one statement sends: those it makes and those it names that nobody confirmed yet.
 
@@ -189,11 +171,11 @@ class Batch:
 
     def __init__(self, log: ThreadLog) -> None:
         self._log = log
-        if log.lane is not None and _used_up(log.lane, log.next_numbers):
+        if log.lane is not None and used_up(log.lane, log.next_numbers):
             log.lane = None
         self.shared = log.lane is not None
         self.base: int = log.lane if log.lane is not None else new_lane()
-        self._next = log.next_numbers if self.shared else [self.base + start for start in _STARTS]
+        self._next = log.next_numbers if self.shared else [self.base + start for start in PART_STARTS]
         self.given = log.given
         self._own: dict[Key, Placed] = {}
         self.send: dict[int, bytes] = {}
@@ -248,7 +230,7 @@ class Batch:
     def reserve(self, part: int = OTHER) -> int:
         """The next number of a part of the lane, for a piece or for a row that is not a piece."""
         no = self._next[part]
-        if no == self.base + _ENDS[part]:
+        if no == self.base + PART_ENDS[part]:
             raise LaneFull
         self._next[part] = no + 1
         return no
@@ -302,67 +284,3 @@ class Batch:
             log.learn(key, no)
         for no, numbers in self._new_frozen.items():
             log.remember_frozen(no, numbers)
-
-
-class ProcessCache:
-    """The logs of the threads used last, at most `max_bytes` of them (least recently used go first)."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.has_made_room = False  # so that a log that is not here may have been
-        self._lock = threading.Lock()
-        self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
-        self._operations = 0
-
-    def get(self, thread_key: bytes) -> ThreadLog | None:
-        with self._lock:
-            log = self._logs.get(thread_key)
-            if log is not None:
-                self._logs.move_to_end(thread_key)
-            return log
-
-    def at_epoch(self, thread_key: bytes, epoch: int) -> ThreadLog:
-        """The log of the thread at this epoch; what was known of another epoch is dropped."""
-        with self._lock:
-            log = self._logs.get(thread_key)
-            if log is None or log.epoch != epoch:
-                log = self._logs[thread_key] = ThreadLog(epoch)
-            self._logs.move_to_end(thread_key)
-            return log
-
-    def absent(self, thread_key: bytes) -> ThreadLog:
-        """The log of a thread that is not stored yet; its epoch is known when it is."""
-        with self._lock:
-            log = self._logs.get(thread_key)
-            if log is None or log.exists:
-                log = self._logs[thread_key] = ThreadLog(None)
-                log.take_lane(new_lane())  # nobody can know of its epoch yet, so nobody is in it
-            return log
-
-    def drop(self, thread_key: bytes, log: ThreadLog | None = None) -> None:
-        """Forget a thread (if it is still this log that is known)."""
-        with self._lock:
-            if log is None or self._logs.get(thread_key) is log:
-                self._logs.pop(thread_key, None)
-
-    def trim(self) -> None:
-        """Call after each operation: every so often, the threads used least recently make room."""
-        self._operations += 1
-        if self._operations % TRIM_EVERY:
-            return
-        with self._lock:
-            taken = {thread: log.bytes_taken() for thread, log in self._logs.items()}
-            held = sum(taken.values())
-            while held > self.max_bytes and len(self._logs) > 1:
-                thread, _ = self._logs.popitem(last=False)
-                held -= taken[thread]
-                self.has_made_room = True
-            if held > self.max_bytes:
-                self._make_room_in_last()
-
-    def _make_room_in_last(self) -> None:
-        ((thread, log),) = self._logs.items()
-        log.let_go()
-        if log.bytes_to_send() > self.max_bytes:  # of statements that failed
-            del self._logs[thread]
-            self.has_made_room = True

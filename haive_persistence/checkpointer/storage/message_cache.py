@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
+import ormsgpack
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -49,6 +50,31 @@ MESSAGE_CLASSES: frozenset[type] = frozenset(
     }
 )
 _IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
+
+
+# Exact for everything msgpack knows by itself; anything else makes packb raise, and the message is
+# then compared by its whole serialised form.
+_EXACT = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+)
+
+
+def message_key(message: BaseMessage, *, bare: bool = False) -> bytes | None:
+    """The exact contents of a message's fields, type by type; None if it holds foreign objects.
+
+    `bare`: as they would be without an id.
+    """
+    extra = message.__pydantic_extra__
+    fields = {**message.__dict__, "id": None} if bare else message.__dict__
+    try:
+        return ormsgpack.packb([fields, extra] if extra else fields, option=_EXACT)
+    except (TypeError, ValueError):
+        return None
 
 
 def are_immutable(values: Iterable[Any]) -> bool:

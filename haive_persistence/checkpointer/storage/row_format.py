@@ -23,10 +23,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
-from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer.identity import decode_id, pack_uuids, unpack_uuids
-from haive_persistence.checkpointer.split import Decoder, Encoder
-from haive_persistence.checkpointer.thread_log import Batch, KnownHead
+from haive_persistence.checkpointer.ids import decode_id, pack_uuids, unpack_uuids
+from haive_persistence.checkpointer.storage import manifest as mf
+from haive_persistence.checkpointer.storage.decoder import Decoder
+from haive_persistence.checkpointer.storage.encoder import Encoder
+from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead
 from haive_persistence.errors import DecodeError, EncodeError
 
 FORMAT = 1

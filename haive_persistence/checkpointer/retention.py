@@ -1,4 +1,4 @@
-"""Delete, prune and copy. What may be deleted is decided here, in memory, under the thread's row lock.
+"""Delete and prune. What may be deleted is decided here, in memory, under the thread's row lock.
 
 Whoever changes which pieces a thread has takes its row and gives it a new epoch first. Writers that
 believe in the old epoch wait for that row, find it changed, and read and send anew; so no
@@ -12,18 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from haive_persistence.checkpointer import manifest as mf
-from haive_persistence.checkpointer import records
-from haive_persistence.checkpointer.engine import Engine
-from haive_persistence.checkpointer.identity import ROOT_NS_KEY, encode_id, thread_id_text, thread_key
-from haive_persistence.checkpointer.reading import Stored, ThreadReader
+from haive_persistence.checkpointer.context import TenantContext
+from haive_persistence.checkpointer.ids import ROOT_NS_KEY, encode_id
 from haive_persistence.checkpointer.sealing import BoundCodec
-from haive_persistence.checkpointer.thread_log import ThreadLog, new_epoch
+from haive_persistence.checkpointer.storage import manifest as mf
+from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.piece_index import ThreadLog, new_epoch
+from haive_persistence.checkpointer.thread_reader import Stored, ThreadReader
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import InvalidInputError
 
 COUNTERS = "counters_since_delta_snapshot"
-COPY_ROWS = 1000
 Place = tuple[int, bytes]  # (ns_key, checkpoint_id)
 
 
@@ -35,24 +34,21 @@ class _Thread(NamedTuple):
     loose_writes: list[records.Write]
 
 
-class Maintenance:
-    """The operations that take pieces away or carry them over."""
+class Retention:
+    """The operations that take pieces away."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._queries = engine.queries
-
-    def _key(self, thread_id: object) -> uuid.UUID:
-        return thread_key(self._engine.tenant, thread_id_text(thread_id))
+    def __init__(self, context: TenantContext) -> None:
+        self._context = context
+        self._queries = context.queries
 
     async def delete_threads(self, db: Db, thread_ids: Iterable[object]) -> None:
-        keys = [self._key(t) for t in thread_ids]
+        keys = [self._context.thread_key(t) for t in thread_ids]
         if not keys:
             return
         names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
         await db.batch([Statement(self._queries[n], {"threads": keys}) for n in names], idempotent=True)
         for key in keys:
-            self._engine.cache.drop(key.bytes)
+            self._context.cache.drop(key.bytes)
 
     async def prune(self, db: Db, thread_ids: Sequence[object], strategy: str) -> None:
         if isinstance(thread_ids, (str, bytes)):
@@ -61,7 +57,7 @@ class Maintenance:
             await self.delete_threads(db, thread_ids)
         elif strategy == "keep_latest":
             for thread_id in thread_ids:
-                await self._rewrite(db, self._key(thread_id), all_but_latest)
+                await self._rewrite(db, self._context.thread_key(thread_id), all_but_latest)
         else:
             raise InvalidInputError(f'unknown prune strategy {strategy!r}: use "keep_latest" or "delete"')
 
@@ -71,7 +67,7 @@ class Maintenance:
         if not run_ids:
             return
         wanted = {str(r) for r in run_ids}
-        codec = await self._engine.latest_codec(db)
+        codec = await self._context.latest_codec(db)
         keys = {"run_keys": [codec.run_key(r) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
@@ -89,10 +85,10 @@ class Maintenance:
 
     async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""
-        await self._engine.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
+        await self._context.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
 
     async def _rewrite_once(self, db: Db, key: uuid.UUID, choose: Any) -> None:
-        codec = await self._engine.latest_codec(db)
+        codec = await self._context.latest_codec(db)
         async with db.transaction() as tx:
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
             if row is None:
@@ -102,7 +98,7 @@ class Maintenance:
             if doomed:
                 await self._delete(tx, codec, key, thread, doomed)
         if doomed:
-            self._engine.cache.drop(key.bytes)
+            self._context.cache.drop(key.bytes)
 
     async def _whole(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
         params = {"thread": key}
@@ -161,44 +157,6 @@ class Maintenance:
             statements.append(Statement(self._queries["delete_thread"], {"threads": [key]}))
         await tx.batch(statements)
 
-    async def copy_thread(self, db: Db, source: object, target: object) -> None:
-        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed anew."""
-        target_key = self._key(target)
-        params: dict[str, Any] = {
-            "thread": self._key(source),
-            "target": target_key,
-            "tenant": self._engine.tenant,
-            "epoch": new_epoch(),
-            "thread_id": thread_id_text(target),
-        }
-        if params["thread"] == target_key:
-            raise InvalidInputError("source and target are the same thread")
-        if (await self._engine.codec(db)).sealed:
-            await self._engine.with_all_keys(db, lambda: self._copy_sealed(db, params))
-        else:
-            names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
-            async with db.transaction(isolation="repeatable read") as tx:
-                if await tx.fetch_one(self._queries["epoch"], params) is not None:
-                    await tx.batch([Statement(self._queries[n], params) for n in names])
-        self._engine.cache.drop(target_key.bytes)
-
-    async def _copy_sealed(self, db: Db, params: dict[str, Any]) -> None:
-        codec = await self._engine.latest_codec(db)
-        source, target = params["thread"], params["target"]
-        async with db.transaction(isolation="repeatable read") as tx:
-            if await tx.fetch_one(self._queries["epoch"], params) is None:
-                return
-            await tx.execute(self._queries["copy_thread_row"], params)
-            for name, rows in (
-                ("insert_pieces", await tx.fetch_all(self._queries["all_pieces"], params)),
-                ("insert_checkpoints", await tx.fetch_all(self._queries["whole_checkpoints"], params)),
-                ("insert_writes", await tx.fetch_all(self._queries["all_writes"], params)),
-            ):
-                reseal = _RESEAL[name]
-                for at in range(0, len(rows), COPY_ROWS):
-                    part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
-                    await tx.batch([Statement(self._queries[name], params | row) for row in part])
-
 
 def _new_parents(checkpoints: Iterable[Stored], doomed: set[Place]) -> Iterator[tuple[Stored, bytes | None]]:
     """The checkpoints that stay and lose their parent, with the nearest ancestor that stays.
@@ -220,49 +178,6 @@ def _bound_head(codec: BoundCodec, s: Stored, parent: bytes | None) -> bytes | N
     if not codec.sealed or parent is None:
         return None
     return codec.seal_head(s.thread, s.ns_key, s.id, records.with_parent(s.head, parent))
-
-
-def _reseal_piece(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
-    no, payload = row
-    return {"no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
-
-
-def _reseal_head(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
-    ns_key, run, id_, parent, frozen, labels, head = row
-    return {
-        "ns_key": ns_key,
-        "run_key": run,
-        "id": id_,
-        "parent": parent,
-        "frozen": frozen,
-        "labels": labels,
-        "head": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
-    }
-
-
-def _reseal_write(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
-    ns_key, id_, no, frozen, payload = row
-    data = codec.open_write(source, ns_key, id_, no, payload)
-    return {
-        "ns_key": ns_key,
-        "id": id_,
-        "no": no,
-        "frozen": frozen,
-        "payload": codec.seal_write(target, ns_key, id_, no, data),
-    }
-
-
-_RESEAL = {
-    "insert_pieces": _reseal_piece,
-    "insert_checkpoints": _reseal_head,
-    "insert_writes": _reseal_write,
-}
 
 
 def live_ranges(

@@ -1,0 +1,65 @@
+"""One tenant's queries, codec and cache: what writing, reading, retention and copying share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from haive_persistence.checkpointer.ids import thread_id_text, thread_key
+from haive_persistence.checkpointer.keys import CodecProvider
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
+from haive_persistence.checkpointer.thread_reader import ThreadReader
+from haive_persistence.db import forks
+from haive_persistence.db.protocol import Db, Query
+from haive_persistence.errors import WrongKeyError
+
+ATTEMPTS = 8
+
+Config = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class TenantContext:
+    """One tenant under one serialiser."""
+
+    def __init__(
+        self,
+        queries: Mapping[str, Query],
+        tenant: str,
+        cache: ProcessCache,
+        keys: CodecProvider,
+        searchable: Sequence[str] = (),
+    ) -> None:
+        self.queries = queries
+        self.tenant = tenant
+        self.cache = cache
+        self.codec = keys.codec
+        self.keys = keys
+        self.searchable = searchable
+        forks.begins_anew(self)
+
+    def after_fork(self) -> None:
+        """A child must not write into its parent's lanes."""
+        self.cache = ProcessCache(self.cache.max_bytes)
+
+    def thread_key(self, thread_id: object) -> uuid.UUID:
+        return thread_key(self.tenant, thread_id_text(thread_id))
+
+    def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
+        return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
+
+    async def latest_codec(self, db: Db) -> BoundCodec:
+        """The codec with the data keys as they are stored now."""
+        await self.keys.look_again(db)
+        return await self.codec(db)
+
+    async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, once more if another process has sealed with a data key it added meanwhile."""
+        try:
+            return await read()
+        except WrongKeyError:
+            if not await self.keys.look_again(db):
+                raise
+            return await read()

@@ -1,0 +1,105 @@
+"""Copying a whole thread to another one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from haive_persistence.checkpointer.context import TenantContext
+from haive_persistence.checkpointer.ids import thread_id_text
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.storage.piece_index import new_epoch
+from haive_persistence.db.protocol import Db, Statement
+from haive_persistence.errors import InvalidInputError
+
+COPY_ROWS = 1000
+
+
+class Copying:
+    """Copies one tenant's threads."""
+
+    def __init__(self, context: TenantContext) -> None:
+        self._context = context
+        self._queries = context.queries
+
+    async def copy_thread(self, db: Db, source: object, target: object) -> None:
+        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed anew."""
+        target_key = self._context.thread_key(target)
+        params: dict[str, Any] = {
+            "thread": self._context.thread_key(source),
+            "target": target_key,
+            "tenant": self._context.tenant,
+            "epoch": new_epoch(),
+            "thread_id": thread_id_text(target),
+        }
+        if params["thread"] == target_key:
+            raise InvalidInputError("source and target are the same thread")
+        if (await self._context.codec(db)).sealed:
+            await self._context.with_all_keys(db, lambda: self._copy_sealed(db, params))
+        else:
+            names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
+            async with db.transaction(isolation="repeatable read") as tx:
+                if await tx.fetch_one(self._queries["epoch"], params) is not None:
+                    await tx.batch([Statement(self._queries[n], params) for n in names])
+        self._context.cache.drop(target_key.bytes)
+
+    async def _copy_sealed(self, db: Db, params: dict[str, Any]) -> None:
+        codec = await self._context.latest_codec(db)
+        source, target = params["thread"], params["target"]
+        async with db.transaction(isolation="repeatable read") as tx:
+            if await tx.fetch_one(self._queries["epoch"], params) is None:
+                return
+            await tx.execute(self._queries["copy_thread_row"], params)
+            for name, rows in (
+                ("insert_pieces", await tx.fetch_all(self._queries["all_pieces"], params)),
+                ("insert_checkpoints", await tx.fetch_all(self._queries["whole_checkpoints"], params)),
+                ("insert_writes", await tx.fetch_all(self._queries["all_writes"], params)),
+            ):
+                reseal = _RESEAL[name]
+                for at in range(0, len(rows), COPY_ROWS):
+                    part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
+                    await tx.batch([Statement(self._queries[name], params | row) for row in part])
+
+
+def _reseal_piece(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
+    no, payload = row
+    return {"no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
+
+
+def _reseal_head(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
+    ns_key, run, id_, parent, frozen, labels, head = row
+    return {
+        "ns_key": ns_key,
+        "run_key": run,
+        "id": id_,
+        "parent": parent,
+        "frozen": frozen,
+        "labels": labels,
+        "head": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
+    }
+
+
+def _reseal_write(
+    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
+    ns_key, id_, no, frozen, payload = row
+    data = codec.open_write(source, ns_key, id_, no, payload)
+    return {
+        "ns_key": ns_key,
+        "id": id_,
+        "no": no,
+        "frozen": frozen,
+        "payload": codec.seal_write(target, ns_key, id_, no, data),
+    }
+
+
+_RESEAL = {
+    "insert_pieces": _reseal_piece,
+    "insert_checkpoints": _reseal_head,
+    "insert_writes": _reseal_write,
+}

@@ -1,0 +1,188 @@
+"""Reading: one checkpoint, or a listing of many."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
+from haive_persistence.checkpointer.ids import Address, encode_id
+from haive_persistence.checkpointer.metadata import contains, labels_of
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.thread_reader import (
+    Rereading,
+    StaleRead,
+    Stored,
+    ThreadReader,
+    no_garbage_collection,
+    open_rows,
+)
+from haive_persistence.db.protocol import Db
+
+PAGE = 64
+MANY = 500  # pieces
+
+
+class Reads:
+    """Reads one tenant's threads."""
+
+    def __init__(self, context: TenantContext) -> None:
+        self._context = context
+
+    async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
+        return await self._context.with_all_keys(db, lambda: self._get_tuple(db, config))
+
+    async def _get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
+        address = Address(config, self._context.tenant)
+        codec = await self._context.codec(db)
+        params: dict[str, Any] = {"thread": address.thread, "ns_key": address.ns_key}
+        name = "get_latest"
+        if address.checkpoint_id is not None:
+            name, params["id"] = "get_one", address.checkpoint_id
+        again = Rereading(self._context.cache)
+        for _ in range(ATTEMPTS):
+            rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
+            reader, stored = self.open(rows, address, codec)
+            if reader is None or not stored:
+                return None
+            try:
+                missing = reader.needed(stored)
+                if missing:
+                    await reader.fetch(db, missing)
+                with no_garbage_collection(many=len(missing) > MANY):
+                    found = reader.checkpoint_tuple(stored[0])
+            except StaleRead as stale:
+                again.forget(stale)
+                continue
+            self._context.cache.trim()
+            return found
+        raise again.given_up(f"thread {address.thread_id!r}")
+
+    def open(
+        self, rows: Sequence[tuple[Any, ...]], address: Address, codec: BoundCodec
+    ) -> tuple[ThreadReader | None, list[Stored]]:
+        """Rows of a query on one namespace; checkpoints in order of their depth."""
+        epoch = next((row[2] for row in rows if row[0] == "t"), None)
+        if epoch is None:
+            known = self._context.cache.get(address.thread.bytes)
+            if known is not None and known.exists:
+                self._context.cache.drop(address.thread.bytes, known)
+            return None, []
+        reader = self._context.reader(codec, address.thread, epoch)
+        ns_key = address.ns_key
+        writes: dict[bytes, list[records.Write]] = {}
+        for kind, id_, number, _, payload in rows:
+            if kind == "f":
+                reader.open_frozen(number, payload)
+            elif kind == "w":
+                writes.setdefault(id_, []).append(reader.open_write(ns_key, id_, number, payload))
+        stored = [
+            (
+                depth,
+                Stored(
+                    address.thread,
+                    address.thread_id_given,
+                    ns_key,
+                    id_,
+                    parent,
+                    reader.open_head(ns_key, id_, parent, payload),
+                    writes.get(id_, []),
+                ),
+            )
+            for kind, id_, depth, parent, payload in rows
+            if kind == "c"
+        ]
+        return reader, [s for _, s in sorted(stored, key=lambda pair: pair[0])]
+
+    async def list(
+        self,
+        db: Db,
+        config: Config | None,
+        *,
+        filter: Mapping[str, Any] | None,
+        before: Config | None,
+        limit: int | None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        name, params, thread_id = self._list_query(config, before)
+        params["labels"] = labels_of(filter or {}, self._context.searchable)
+        left = limit
+        while left is None or left > 0:
+            size = PAGE if left is None or filter else min(PAGE, left)
+            self._context.cache.trim()
+            wanted = {**params, "limit": size}
+            page = await self._context.with_all_keys(
+                db, partial(self._page, db, name, wanted, filter, thread_id)
+            )
+            for found in page.tuples:
+                yield found
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
+            if page.last is None or page.size < size:
+                return
+            params |= {
+                "after_id": page.last.id,
+                "after_ns": page.last.ns_key,
+                "after_thread": page.last.thread,
+            }
+
+    def _list_query(self, config: Config | None, before: Config | None) -> tuple[str, dict[str, Any], Any]:
+        params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
+        if before is not None and (given := (before.get("configurable") or {}).get("checkpoint_id")):
+            params["before"] = encode_id(given)
+        if config is None:
+            return "list_all", params, None
+        address = Address(config, self._context.tenant)
+        any_ns = (config["configurable"]).get("checkpoint_ns") is None
+        params |= {"thread": address.thread, "ns_key": None if any_ns else address.ns_key}
+        if address.checkpoint_id is not None:
+            return "list_one", params | {"id": address.checkpoint_id}, address.thread_id_given
+        return "list_thread" if any_ns else "list_namespace", params, address.thread_id_given
+
+    async def _page(
+        self,
+        db: Db,
+        name: str,
+        params: dict[str, Any],
+        filter: Mapping[str, Any] | None,
+        thread_id: Any,
+    ) -> Page:
+        codec = await self._context.codec(db)
+        again = Rereading(self._context.cache)
+        for _ in range(ATTEMPTS):
+            rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
+            found, readers = open_rows(rows, lambda thread, epoch: self._context.reader(codec, thread, epoch))
+            last, size = (found[-1] if found else None), len(found)
+            try:
+                if filter:
+                    await fetch_missing(db, readers, found, "metadata")
+                    found = [s for s in found if contains(readers[s.thread].metadata(s.head), filter)]
+                await fetch_missing(db, readers, found)
+                if thread_id is not None:
+                    found = [s._replace(thread_id=thread_id) for s in found]
+                with no_garbage_collection(many=len(found) > 1):
+                    return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
+            except StaleRead as stale:
+                again.forget(stale)
+        raise again.given_up("a thread of those listed")
+
+
+class Page(NamedTuple):
+    tuples: Sequence[CheckpointTuple]
+    last: Stored | None
+    size: int
+
+
+async def fetch_missing(
+    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[Stored], want: str = "all"
+) -> None:
+    """Bring what some checkpoints need into memory: one statement per thread that lacks something."""
+    for thread, reader in readers.items():
+        if missing := reader.needed((s for s in stored if s.thread == thread), want):
+            await reader.fetch(db, missing)

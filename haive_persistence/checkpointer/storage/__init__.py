@@ -1,0 +1,11 @@
+"""How values become rows. Pure: bytes and numbers, no database.
+
+manifest.py       how a value is described by the pieces it is made of
+encoder.py        values to manifests and pieces
+decoder.py        manifests and pieces to values
+message_cache.py  decoded messages that are handed out as copies
+row_format.py     what a checkpoint's and a write's row hold
+piece_numbers.py  the numbers of pieces
+piece_index.py    what this process knows of one thread's pieces
+piece_cache.py    the indexes of the threads used last
+"""

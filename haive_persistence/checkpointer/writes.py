@@ -1,0 +1,225 @@
+"""Writing: a checkpoint, and a task's pending writes.
+
+A thread's row carries an epoch. Every statement that adds to a thread names the epoch it believes in,
+and does nothing when the thread has moved on (pruned, deleted, made anew); then what this process
+knew is dropped, the parent is read, and what is not shared with it is sent. So a stale cache costs
+some round trips, never a wrong state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP, ChannelVersions, Checkpoint, CheckpointMetadata
+
+from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
+from haive_persistence.checkpointer.ids import Address, encode_id
+from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
+from haive_persistence.checkpointer.reads import Reads
+from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.statements import waiting, while_sealed, with_pieces
+from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.encoder import Encoder
+from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead, ThreadLog
+from haive_persistence.checkpointer.storage.piece_numbers import MOST_PARTS, LaneFull
+from haive_persistence.db import forks
+from haive_persistence.db.protocol import Db
+from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
+
+if TYPE_CHECKING:
+    from haive_persistence.db.grouping import Grouping
+
+
+class Writes:
+    """Adds to one tenant's threads."""
+
+    def __init__(self, context: TenantContext, reads: Reads) -> None:
+        self._context = context
+        self._reads = reads
+        self._writers = _grouping()
+        forks.begins_anew(self)
+
+    def after_fork(self) -> None:
+        """A child must not wait for its parent's threads."""
+        self._writers = _grouping()
+
+    async def put(
+        self,
+        db: Db,
+        config: Config,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> dict[str, Any]:
+        address = Address(config, self._context.tenant)
+        id_ = encode_id(checkpoint["id"])
+        kept_metadata = stored_metadata(config, metadata)
+        run = kept_metadata.get("run_id")
+        if address.checkpoint_id is not None:
+            await self._know_parent(db, config, address, records.unchanged(checkpoint, new_versions))
+        known: list[KnownHead] = []
+
+        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+            encoder = Encoder(codec.codec, batch)
+            parent = address.checkpoint_id
+            reuse = log.heads.get((address.ns_key, parent)) if parent else None
+            head, as_known = records.encode_head(
+                encoder,
+                batch,
+                checkpoint,
+                kept_metadata,
+                reuse,
+                new_versions,
+                id_,
+                parent if codec.sealed else None,
+                address.ns,
+            )
+            known[:] = [as_known]
+            return "put", {
+                "id": id_,
+                "parent": parent,
+                "run_key": codec.run_key(str(run)) if run else None,
+                "labels": labels_of(kept_metadata, self._context.searchable),
+                "frozen": sorted(encoder.structural) or None,
+                "head": codec.seal_head(address.thread, address.ns_key, id_, head),
+            }
+
+        log = await self._send(db, address, encode)
+        log.remember_head(address.ns_key, id_, known[0])
+        self._context.cache.trim()
+        return address.config(id_)
+
+    async def _know_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
+        """Look at the parent, unless it is known: if channels have what it has, or the thread's log made room
+        for others, without which the pieces they share would be sent and stored again."""
+        log = self._context.cache.get(address.thread.bytes)
+        if log is None:
+            wanted = inherits or self._context.cache.has_made_room
+        else:
+            wanted = inherits and (address.ns_key, address.checkpoint_id) not in log.heads
+        if wanted:
+            await self._reads.get_tuple(db, config)
+
+    async def put_writes(
+        self, db: Db, config: Config, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> None:
+        address = Address(config, self._context.tenant)
+        if address.checkpoint_id is None:
+            raise InvalidInputError(
+                "put_writes needs the checkpoint_id of the checkpoint the writes belong to"
+            )
+        if not writes:
+            return
+        task = encode_id(task_id, "task_id")
+        id_ = address.checkpoint_id
+        upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+
+        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+            encoder = Encoder(codec.codec, batch)
+            no = batch.reserve()
+            # Later than all that this process has seen, whatever the clocks of others say: an answer comes
+            # after those it was given in the knowledge of.
+            log.clock = now = max(time.time_ns() // 1000, log.clock + 1)
+            record = records.encode_write(encoder, batch, no, id_, now, (task, task_path), writes, upsert)
+            return "write", {
+                "id": id_,
+                "no": no,
+                "frozen": sorted(encoder.structural) or None,
+                "payload": codec.seal_write(address.thread, address.ns_key, id_, no, record),
+            }
+
+        await self._send(db, address, encode)
+
+    async def _send(
+        self,
+        db: Db,
+        address: Address,
+        encode: Callable[[BoundCodec, Batch, ThreadLog], tuple[str, dict[str, Any]]],
+    ) -> ThreadLog:
+        """Encode against what is known of the thread and send it, until the thread agrees."""
+        thread = address.thread
+        log = self._context.cache.get(thread.bytes) or self._context.cache.absent(thread.bytes)
+        for attempt in range(ATTEMPTS):
+            codec = await self._context.codec(db)
+            with log.lock:
+                batch = Batch(log)
+                try:
+                    name, params = encode(codec, batch, log)
+                    pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
+                except LaneFull:
+                    batch.abandon()
+                    if not batch.shared:
+                        raise EncodeError(
+                            f"a value has too many parts; at most {MOST_PARTS:,} can be stored"
+                        ) from None
+                    log.lane = None
+                    continue
+                except BaseException:
+                    batch.abandon()
+                    raise
+                creates = not log.exists
+                epoch = log.epoch
+                params |= {"thread": thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
+                if creates:
+                    name = f"create_and_{name}"
+                    params["thread_id"] = address.thread_id
+                else:
+                    params["epoch"] = epoch
+                    if batch.shared:
+                        name += "_shared" if pieces else "_bare"
+            query = self._context.queries[name]
+            if codec.key is not None:
+                query = while_sealed(query, self._context.queries["and_sealed"])
+                params["key_no"], params["key"] = codec.key
+            query, more = with_pieces(query, pieces)
+            params |= more
+            size = sum(len(payload) for _, payload in pieces)
+            try:
+                kept = await self._writers.fetch_all(
+                    db, query, params, alone=waiting(query), key=thread.bytes, size=size
+                )
+            except ConflictError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                with log.lock:
+                    log.lane = None  # another process is in this lane: take a new one
+                continue
+            if kept:
+                if creates:
+                    # Each statement that makes the thread makes another: what one of them stored is not
+                    # there for those after it, if the thread was deleted in between.
+                    epoch = kept[0][0]
+                    with log.lock:
+                        if not log.exists:
+                            log.epoch = epoch
+                if log.epoch == epoch:
+                    batch.acknowledge()
+                else:
+                    self._context.cache.drop(thread.bytes, log)
+                return log
+            await self._context.keys.look_again(db)
+            log = await self._refresh(db, address, log)
+        raise ConflictError(
+            f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
+        )
+
+    async def _refresh(self, db: Db, address: Address, log: ThreadLog) -> ThreadLog:
+        thread = address.thread
+        if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
+            with contextlib.suppress(CodecError):  # damaged: what is put now is whole by itself
+                await self._reads.get_tuple(db, address.config(address.checkpoint_id))
+                return self._context.cache.get(thread.bytes) or self._context.cache.absent(thread.bytes)
+        row = await db.fetch_one(self._context.queries["epoch"], {"thread": thread}, idempotent=True)
+        if row is None:
+            self._context.cache.drop(thread.bytes, log)
+            return self._context.cache.absent(thread.bytes)
+        return self._context.cache.at_epoch(thread.bytes, row[0])
+
+
+def _grouping() -> Grouping:
+    from haive_persistence.db.grouping import Grouping  # with it comes the driver, 50 ms that can wait
+
+    return Grouping()
