@@ -1,7 +1,7 @@
 """Msgpack to values, without importing anything and without calling anything but data types.
 
 A stored object names its class. The name is looked up in modules that are already loaded; what it
-finds there is built only if it is a data type, of which `kinds.py` has the list, or one of
+finds there is built only if it is a data type, of which `data_types.py` has the list, or one of
 LangGraph's safe types. Anything else comes back as its plain payload, with a warning once per type
 and LangGraph's `msgpack_blocked` event, as LangGraph's strict mode does.
 """
@@ -29,9 +29,9 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from haive_persistence.codec import kinds
-from haive_persistence.codec.messages import BUILDERS as _MESSAGES
-from haive_persistence.codec.unpack import MUST_CHECK, check_counts, is_suspicious
+from haive_persistence.codec import data_types
+from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
+from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_suspicious
 from haive_persistence.errors import DecodeError
 
 logger = logging.getLogger("haive_persistence.codec")
@@ -63,7 +63,7 @@ class Reader:
 
     def __init__(self, allowed: AllowList) -> None:
         self.allowed: AllowList = allowed
-        self._found: dict[tuple[Any, ...], tuple[Any, kinds.Builder]] = {}
+        self._found: dict[tuple[Any, ...], tuple[Any, data_types.Builder]] = {}
 
     def decode(self, data: bytes) -> Any:
         """Read a value; DecodeError if the bytes are damaged."""
@@ -127,25 +127,27 @@ class Reader:
             _warn("unbuilt", module, name, text, type(exc).__name__)
             return payload
 
-    def _find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> kinds.Builder | None:
+    def _find(
+        self, code: int, module: str, name: str, extras: Mapping[str, str]
+    ) -> data_types.Builder | None:
         """`find`, remembered for as long as the module has the same thing under that name."""
         if extras:
             return self.find(code, module, name, extras)
         key = (code, module, name)
         known = self._found.get(key)
-        if known is not None and kinds.attribute(module, name) is known[0]:
+        if known is not None and data_types.attribute(module, name) is known[0]:
             return known[1]
         builder = self.find(code, module, name, extras)
-        if builder is not None and (found := kinds.attribute(module, name)) is not None:
+        if builder is not None and (found := data_types.attribute(module, name)) is not None:
             if len(self._found) >= _MAX_FOUND:
                 self._found.clear()
             self._found[key] = (found, builder)
         return builder
 
-    def find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> kinds.Builder | None:
+    def find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> data_types.Builder | None:
         """What builds `module.name`, or None (with the reason logged once) if nothing may."""
         key = (module, name)
-        if own := kinds.OWN.get(key):
+        if own := data_types.OWN.get(key):
             return own
         listed = isinstance(self.allowed, set) and key in self.allowed
         safe = key in _langgraph.SAFE_MSGPACK_TYPES
@@ -153,16 +155,16 @@ class Reader:
             return _refuse(module, name, "it is not in allowed_msgpack_modules: add it there")
         if module not in sys.modules:
             return _refuse(module, name, f"its module is not loaded: import {module} before reading")
-        cls = kinds.lookup(module, name, extras.get("qualname", name))
+        cls = data_types.lookup(module, name, extras.get("qualname", name))
         if cls is None:
             return _refuse(module, name, "its module has no class of that name")
-        builder = kinds.builder(cls, code, trusted=safe or listed)
+        builder = data_types.builder(cls, code, trusted=safe or listed)
         return builder or _refuse(
             module, name, "it is not a data type: list it in allowed_msgpack_modules if it is to be built"
         )
 
 
-def _refuse(module: str, name: str, reason: str) -> kinds.Builder | None:
+def _refuse(module: str, name: str, reason: str) -> data_types.Builder | None:
     emit_serde_event({"kind": "msgpack_blocked", "module": module, "name": name})
     _warn("blocked", module, name, "Not restoring %s.%s: %s. Its plain data is returned instead.", reason)
     return None
@@ -192,7 +194,7 @@ def _read_parts(parts: Any) -> tuple[str, str, Any, Mapping[str, str]]:
 def _call_method(reader: Reader, code: int, parts: Any) -> Any:
     module, name, payload, _ = _read_parts(parts)
     method = parts[3] if len(parts) > 3 else None
-    if (module, name, method) == kinds.FROM_ISO:
+    if (module, name, method) == data_types.FROM_ISO:
         return reader.build(EXT_CONSTRUCTOR_SINGLE_ARG, [module, "datetime.fromisoformat", payload])
     emit_serde_event(
         {"kind": "msgpack_method_blocked", "module": module, "name": name, "method": str(method)}
@@ -207,7 +209,7 @@ def _array(reader: Reader, code: int, parts: Any) -> Any:
         _refuse("numpy", "ndarray", "its module is not loaded: import numpy before reading")
         return parts
     try:
-        return kinds.array(numpy, *parts)
+        return data_types.array(numpy, *parts)
     except (TypeError, ValueError) as exc:
         text = "Could not restore a %s.%s from stored data (%s); its plain data is returned instead."
         _warn("unbuilt", "numpy", "ndarray", text, str(exc))

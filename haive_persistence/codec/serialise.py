@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from haive_persistence.codec.decoding import AllowList, Reader
 from haive_persistence.codec.encoding import encode
-from haive_persistence.codec.legacy import JsonReader
+from haive_persistence.codec.legacy_json import JsonReader
 from haive_persistence.errors import DecodeError
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from langchain_core.messages import (
     ToolMessageChunk,
 )
 
-from haive_persistence.codec.models import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
+from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
 
 MESSAGE_CLASSES: frozenset[type] = frozenset(
     {

@@ -34,7 +34,7 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 from pydantic import BaseModel, RootModel
 
-from haive_persistence.codec.models import build_model, build_root_model
+from haive_persistence.codec.model_builder import build_model, build_root_model
 
 Builder = Callable[[int, Any, Mapping[str, str]], Any]
 """Called with the extension code, the payload and the extras."""

@@ -19,8 +19,8 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_SINGLE_ARG,
 )
 
+from haive_persistence.codec.data_types import FROM_ISO, lookup
 from haive_persistence.codec.decoding import AllowList, Reader
-from haive_persistence.codec.kinds import FROM_ISO, lookup
 from haive_persistence.errors import DecodeError
 
 

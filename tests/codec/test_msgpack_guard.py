@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haive_persistence.codec import SafeSerializer, unpack
+from haive_persistence.codec import SafeSerializer, msgpack_guard
 from haive_persistence.errors import DecodeError
 from tests.codec.strategies import values
 
@@ -29,7 +29,7 @@ CLAIMS = [
 @pytest.mark.parametrize("data", CLAIMS)
 def test_claims_are_refused(data: bytes) -> None:
     with pytest.raises(ormsgpack.MsgpackDecodeError, match="claimed"):
-        unpack.check_counts(data)
+        msgpack_guard.check_counts(data)
     for inner in (data, ormsgpack.packb(ormsgpack.Ext(0, data))):
         with pytest.raises(DecodeError):
             SafeSerializer().loads_typed(("msgpack", inner))
@@ -53,23 +53,23 @@ def test_this_process_survives_with_little_memory() -> None:
 
 
 def test_suspicion_is_cheap_and_misses_nothing() -> None:
-    assert [unpack.is_suspicious(data) for data in CLAIMS] == [True, True, True, False, True, False]
-    assert not unpack.is_suspicious(b"\xdd\x00\x00\x00\x01\x01")
-    assert not unpack.is_suspicious(bytes(1_000_000))
+    assert [msgpack_guard.is_suspicious(data) for data in CLAIMS] == [True, True, True, False, True, False]
+    assert not msgpack_guard.is_suspicious(b"\xdd\x00\x00\x00\x01\x01")
+    assert not msgpack_guard.is_suspicious(bytes(1_000_000))
 
 
 @given(values)
 def test_honest_bytes_pass(value: Any) -> None:
     data = SafeSerializer().dumps_typed([value])[1]
-    unpack.check_counts(data)
+    msgpack_guard.check_counts(data)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_measured_or_refused(data: bytes) -> None:
     try:
-        unpack.check_counts(data)
+        msgpack_guard.check_counts(data)
     except ormsgpack.MsgpackDecodeError:
-        if unpack.MUST_CHECK:
+        if msgpack_guard.MUST_CHECK:
             return  # the installed release would ask for the memory
         with pytest.raises(ormsgpack.MsgpackDecodeError):
             ormsgpack.unpackb(data, ext_hook=lambda *_: None, option=ormsgpack.OPT_NON_STR_KEYS)
