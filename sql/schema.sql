@@ -31,19 +31,22 @@ END
 $$;
 -- Threads, their logs of pieces, checkpoints and pending writes. docs/design/0001-storage-format.md says why.
 
+-- One conversation. Its row is what writers, prune, delete and copy lock.
 CREATE TABLE haive.thread (
+    -- BLAKE2b-128 of tenant and thread id.
     thread_key uuid NOT NULL PRIMARY KEY,
-    epoch bigint NOT NULL,
+    -- Random; another one after each prune, deletion of runs and re-creation: what processes remember is then stale.
+    epoch      bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    tenant_id text COLLATE "C" NOT NULL,
-    thread_id text COLLATE "C" NOT NULL
+    tenant_id  text COLLATE "C" NOT NULL,
+    thread_id  text COLLATE "C" NOT NULL
 );
 CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
 
--- Which life of the database, and of a row, this is. After a crash, a failover to a replica or a restored backup the last
--- commits that running processes know of may be gone: then it is another one, and what they remember of a thread counts
--- no more. The parts: the timeline, the database and the file of the table, when the server was started and when it began
--- its statistics, which a crash makes it do anew; and the transaction that wrote the row, for rows that were put back.
+-- Fingerprint that changes whenever acknowledged commits may have been lost: after a crash, a failover to a replica that was
+-- behind, or a restored backup. What processes remember of a thread then counts no more. The parts: the timeline, the database and
+-- the file of the table, when the server was started and when it began its statistics (a crash makes it begin again); and the
+-- transaction that wrote the row, for rows that were put back.
 CREATE FUNCTION haive.incarnation(stored_in regclass, written_by xid) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN hashtextextended(
@@ -78,51 +81,69 @@ $$;
 -- Whoever may use the tables needs it, also where new functions are nobody's by default.
 GRANT EXECUTE ON FUNCTION haive.incarnation TO PUBLIC;
 
+-- An immutable part of a thread's values.
 CREATE TABLE haive.piece (
     thread_key uuid NOT NULL,
-    no bigint NOT NULL,
-    tenant_id text COLLATE "C" NOT NULL,
-    payload bytea NOT NULL,
-    PRIMARY KEY (thread_key, no)
+    -- From a number block of the process that wrote it: 43 random bits, then 20 that count.
+    piece_no   bigint NOT NULL,
+    tenant_id  text COLLATE "C" NOT NULL,
+    -- Serialised, compressed and, with a key, sealed to this row.
+    payload    bytea NOT NULL,
+    PRIMARY KEY (thread_key, piece_no)
 );
 
+-- One checkpoint. The key begins with the namespace because its latest checkpoint is asked for.
 CREATE TABLE haive.checkpoint (
-    thread_key uuid NOT NULL,
-    ns_key bigint NOT NULL,
-    run_key bigint,
+    thread_key    uuid NOT NULL,
+    -- BLAKE2b-64 of branch and namespace.
+    ns_key        bigint NOT NULL,
+    -- BLAKE2b-64 of metadata's run_id (keyed where the tenant seals), for delete_for_runs.
+    run_key       bigint,
+    -- 16 bytes for a UUID, 0xff and the text for other ids: sorts as the ids do.
     checkpoint_id bytea NOT NULL,
-    parent_id bytea,
-    tenant_id text COLLATE "C" NOT NULL,
-    frozen bigint[],
-    labels jsonb,
-    head bytea NOT NULL,
+    parent_id     bytea,
+    tenant_id     text COLLATE "C" NOT NULL,
+    -- The sequence pieces the body names, so that one statement fetches them with it.
+    sequence_nos  bigint[],
+    -- The metadata that CheckpointConfig.searchable_metadata lists, in the clear.
+    labels        jsonb,
+    -- Versions, metadata and a manifest per channel: storage/row_format.py.
+    body          bytea NOT NULL,
     PRIMARY KEY (thread_key, ns_key, checkpoint_id)
 );
 CREATE INDEX checkpoint_run_idx ON haive.checkpoint (run_key) WHERE run_key IS NOT NULL;
 
+-- One put_writes call. Checkpoint ids come in order of time, namespace hashes do not: so the key begins with the id.
 CREATE TABLE haive.pending_write (
-    thread_key uuid NOT NULL,
-    ns_key bigint NOT NULL,
-    no bigint NOT NULL,
+    thread_key    uuid NOT NULL,
+    ns_key        bigint NOT NULL,
+    -- A number of the same blocks as the pieces'.
+    write_no      bigint NOT NULL,
     checkpoint_id bytea NOT NULL,
-    tenant_id text COLLATE "C" NOT NULL,
-    frozen bigint[],
-    payload bytea NOT NULL,
-    PRIMARY KEY (thread_key, checkpoint_id, no)
+    tenant_id     text COLLATE "C" NOT NULL,
+    -- As in checkpoint.
+    sequence_nos  bigint[],
+    -- Task, path and a manifest per channel: storage/row_format.py.
+    payload       bytea NOT NULL,
+    PRIMARY KEY (thread_key, checkpoint_id, write_no)
 );
 
+-- What seals a tenant's data. Rotating the master key wraps the same data keys again.
 CREATE TABLE haive.data_key (
-    tenant_id text COLLATE "C" NOT NULL,
-    no integer NOT NULL,
+    tenant_id  text COLLATE "C" NOT NULL,
+    -- 1, 2, …; sealed payloads carry it.
+    key_no     integer NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    wrapped bytea NOT NULL,
-    PRIMARY KEY (tenant_id, no)
+    -- The data key under the master key.
+    wrapped    bytea NOT NULL,
+    PRIMARY KEY (tenant_id, key_no)
 );
 
 -- Payloads are compressed (and sealed) before they come here: a second attempt would only cost time.
 ALTER TABLE haive.piece ALTER COLUMN payload SET STORAGE EXTERNAL;
-ALTER TABLE haive.checkpoint ALTER COLUMN head SET STORAGE EXTERNAL;
+ALTER TABLE haive.checkpoint ALTER COLUMN body SET STORAGE EXTERNAL;
 ALTER TABLE haive.pending_write ALTER COLUMN payload SET STORAGE EXTERNAL;
+
 -- Payloads of 2 to 4 kB stay in their row: apart they would take a tenth more, and a second look-up.
 ALTER TABLE haive.piece SET (toast_tuple_target = 4080);
 
@@ -131,6 +152,7 @@ CALL haive.isolate_tenants('piece');
 CALL haive.isolate_tenants('checkpoint');
 CALL haive.isolate_tenants('pending_write');
 CALL haive.isolate_tenants('data_key');
+
 -- LangGraph's store: one row per item. Vectors are not here: their width is the user's choice, so
 -- `PostgresStore.setup()` makes a table per width (sql/queries/store.sql, create_vectors).
 
@@ -154,6 +176,6 @@ CREATE TABLE haive.store_item (
 );
 
 -- For the sweeper.
-CREATE INDEX store_item_expiry ON haive.store_item (tenant_id, expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX store_item_expiry_idx ON haive.store_item (tenant_id, expires_at) WHERE expires_at IS NOT NULL;
 
 CALL haive.isolate_tenants('store_item');

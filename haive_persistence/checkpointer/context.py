@@ -41,7 +41,7 @@ class TenantContext:
         forks.begins_anew(self)
 
     def after_fork(self) -> None:
-        """A child must not write into its parent's lanes."""
+        """A child must not write into its parent's number blocks."""
         self.cache = ProcessCache(self.cache.max_bytes)
 
     def thread_key(self, thread_id: object) -> uuid.UUID:

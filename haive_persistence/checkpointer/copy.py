@@ -24,7 +24,7 @@ class Copying:
         self._queries = context.queries
 
     async def copy_thread(self, db: Db, source: object, target: object) -> None:
-        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed anew."""
+        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed again."""
         target_key = self._context.thread_key(target)
         params: dict[str, Any] = {
             "thread": self._context.thread_key(source),
@@ -66,34 +66,34 @@ def _reseal_piece(
     codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
     no, payload = row
-    return {"no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
+    return {"piece_no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
 
 
 def _reseal_head(
     codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
-    ns_key, run, id_, parent, frozen, labels, head = row
+    ns_key, run, id_, parent, sequence_nos, labels, head = row
     return {
         "ns_key": ns_key,
         "run_key": run,
         "id": id_,
         "parent": parent,
-        "frozen": frozen,
+        "sequence_nos": sequence_nos,
         "labels": labels,
-        "head": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
+        "body": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
     }
 
 
 def _reseal_write(
     codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
-    ns_key, id_, no, frozen, payload = row
+    ns_key, id_, no, sequence_nos, payload = row
     data = codec.open_write(source, ns_key, id_, no, payload)
     return {
         "ns_key": ns_key,
         "id": id_,
-        "no": no,
-        "frozen": frozen,
+        "write_no": no,
+        "sequence_nos": sequence_nos,
         "payload": codec.seal_write(target, ns_key, id_, no, data),
     }
 

@@ -12,9 +12,9 @@ from haive_persistence.checkpointer.reads import Reads, fetch_missing
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.piece_index import DELTA_PAGE
 from haive_persistence.checkpointer.thread_reader import (
-    Rereading,
     StaleRead,
-    Stored,
+    StaleReadRetry,
+    StoredCheckpoint,
     ThreadReader,
     no_garbage_collection,
 )
@@ -39,7 +39,7 @@ class DeltaHistory:
         codec = await self._context.codec(db)
         known = self._context.cache.get(address.thread.bytes)
         depth = known.delta_depth if known is not None else DELTA_PAGE
-        again = Rereading(self._context.cache)
+        again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS * 4):
             params = {
                 "thread": address.thread,
@@ -65,15 +65,15 @@ class DeltaHistory:
                     return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
             except StaleRead as stale:
                 again.forget(stale)
-        raise again.given_up(f"thread {address.thread_id!r}")
+        raise again.final_error(f"thread {address.thread_id!r}")
 
 
-Walk = tuple[list[Stored], "tuple[mf.Manifest, int] | None"]
+Walk = tuple[list[StoredCheckpoint], "tuple[mf.Manifest, int] | None"]
 
 
-def _walk(reader: ThreadReader, chain: Sequence[Stored], channel: str) -> Walk:
+def _walk(reader: ThreadReader, chain: Sequence[StoredCheckpoint], channel: str) -> Walk:
     """The ancestors, nearest first, up to the first with a value of the channel; that value's manifest."""
-    on_path: list[Stored] = []
+    on_path: list[StoredCheckpoint] = []
     for s in chain[1:]:
         on_path.append(s)
         names = reader.names(s.head)[3]
@@ -95,7 +95,7 @@ def _needed_by(reader: ThreadReader, walks: Mapping[str, Walk]) -> set[int]:
 
 
 def _history(
-    reader: ThreadReader, channel: str, path: Sequence[Stored], seed: tuple[mf.Manifest, int] | None
+    reader: ThreadReader, channel: str, path: Sequence[StoredCheckpoint], seed: tuple[mf.Manifest, int] | None
 ) -> DeltaChannelHistory:
     writes: list[PendingWrite] = []
     for s in reversed(path):

@@ -139,14 +139,14 @@ def unpack_uuids(parts: Sequence[bytes]) -> bytes:
 class Address:
     """Where a config points: a thread, a namespace and maybe a checkpoint."""
 
-    __slots__ = ("checkpoint_id", "ns", "ns_key", "thread", "thread_id", "thread_id_given")
+    __slots__ = ("checkpoint_id", "given_thread_id", "ns", "ns_key", "thread", "thread_id")
 
     def __init__(self, config: Mapping[str, Any], tenant: str) -> None:
         configurable = config.get("configurable") or {}
         if "thread_id" not in configurable:
             raise InvalidInputError('the config has no thread_id: pass {"configurable": {"thread_id": "…"}}')
-        self.thread_id_given = configurable["thread_id"]
-        self.thread_id = thread_id_text(self.thread_id_given)
+        self.given_thread_id = configurable["thread_id"]
+        self.thread_id = thread_id_text(self.given_thread_id)
         ns = configurable.get("checkpoint_ns")
         if ns is None:
             ns = ""
@@ -161,7 +161,7 @@ class Address:
     def config(self, checkpoint_id: bytes) -> dict[str, Any]:
         return {
             "configurable": {
-                "thread_id": self.thread_id_given,
+                "thread_id": self.given_thread_id,
                 "checkpoint_ns": self.ns,
                 "checkpoint_id": decode_id(checkpoint_id),
             }

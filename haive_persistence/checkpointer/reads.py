@@ -15,9 +15,9 @@ from haive_persistence.checkpointer.metadata import contains, labels_of
 from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.thread_reader import (
-    Rereading,
     StaleRead,
-    Stored,
+    StaleReadRetry,
+    StoredCheckpoint,
     ThreadReader,
     no_garbage_collection,
     open_rows,
@@ -25,7 +25,7 @@ from haive_persistence.checkpointer.thread_reader import (
 from haive_persistence.db.protocol import Db
 
 PAGE = 64
-MANY = 500  # pieces
+GC_MIN_PIECES = 500  # decoded at once, from which on the collector is told that they are old
 
 
 class Reads:
@@ -44,7 +44,7 @@ class Reads:
         name = "get_latest"
         if address.checkpoint_id is not None:
             name, params["id"] = "get_one", address.checkpoint_id
-        again = Rereading(self._context.cache)
+        again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
             reader, stored = self.open(rows, address, codec)
@@ -54,18 +54,18 @@ class Reads:
                 missing = reader.needed(stored)
                 if missing:
                     await reader.fetch(db, missing)
-                with no_garbage_collection(many=len(missing) > MANY):
+                with no_garbage_collection(many=len(missing) > GC_MIN_PIECES):
                     found = reader.checkpoint_tuple(stored[0])
             except StaleRead as stale:
                 again.forget(stale)
                 continue
             self._context.cache.trim()
             return found
-        raise again.given_up(f"thread {address.thread_id!r}")
+        raise again.final_error(f"thread {address.thread_id!r}")
 
     def open(
         self, rows: Sequence[tuple[Any, ...]], address: Address, codec: BoundCodec
-    ) -> tuple[ThreadReader | None, list[Stored]]:
+    ) -> tuple[ThreadReader | None, list[StoredCheckpoint]]:
         """Rows of a query on one namespace; checkpoints in order of their depth."""
         epoch = next((row[2] for row in rows if row[0] == "t"), None)
         if epoch is None:
@@ -77,16 +77,16 @@ class Reads:
         ns_key = address.ns_key
         writes: dict[bytes, list[records.Write]] = {}
         for kind, id_, number, _, payload in rows:
-            if kind == "f":
-                reader.open_frozen(number, payload)
+            if kind == "s":
+                reader.open_sequence(number, payload)
             elif kind == "w":
                 writes.setdefault(id_, []).append(reader.open_write(ns_key, id_, number, payload))
         stored = [
             (
                 depth,
-                Stored(
+                StoredCheckpoint(
                     address.thread,
-                    address.thread_id_given,
+                    address.given_thread_id,
                     ns_key,
                     id_,
                     parent,
@@ -142,8 +142,8 @@ class Reads:
         any_ns = (config["configurable"]).get("checkpoint_ns") is None
         params |= {"thread": address.thread, "ns_key": None if any_ns else address.ns_key}
         if address.checkpoint_id is not None:
-            return "list_one", params | {"id": address.checkpoint_id}, address.thread_id_given
-        return "list_thread" if any_ns else "list_namespace", params, address.thread_id_given
+            return "list_one", params | {"id": address.checkpoint_id}, address.given_thread_id
+        return "list_thread" if any_ns else "list_namespace", params, address.given_thread_id
 
     async def _page(
         self,
@@ -154,7 +154,7 @@ class Reads:
         thread_id: Any,
     ) -> Page:
         codec = await self._context.codec(db)
-        again = Rereading(self._context.cache)
+        again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
             found, readers = open_rows(rows, lambda thread, epoch: self._context.reader(codec, thread, epoch))
@@ -170,17 +170,17 @@ class Reads:
                     return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
             except StaleRead as stale:
                 again.forget(stale)
-        raise again.given_up("a thread of those listed")
+        raise again.final_error("a thread of those listed")
 
 
 class Page(NamedTuple):
     tuples: Sequence[CheckpointTuple]
-    last: Stored | None
+    last: StoredCheckpoint | None
     size: int
 
 
 async def fetch_missing(
-    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[Stored], want: str = "all"
+    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[StoredCheckpoint], want: str = "all"
 ) -> None:
     """Bring what some checkpoints need into memory: one statement per thread that lacks something."""
     for thread, reader in readers.items():

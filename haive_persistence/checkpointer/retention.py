@@ -1,7 +1,7 @@
 """Delete and prune. What may be deleted is decided here, in memory, under the thread's row lock.
 
 Whoever changes which pieces a thread has takes its row and gives it a new epoch first. Writers that
-believe in the old epoch wait for that row, find it changed, and read and send anew; so no
+believe in the old epoch wait for that row, find it changed, and read and send again; so no
 checkpoint can ever name a piece that is being deleted.
 """
 
@@ -18,20 +18,20 @@ from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, new_epoch
-from haive_persistence.checkpointer.thread_reader import Stored, ThreadReader
+from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import InvalidInputError
 
 COUNTERS = "counters_since_delta_snapshot"
-Place = tuple[int, bytes]  # (ns_key, checkpoint_id)
+CheckpointKey = tuple[int, bytes]  # (ns_key, checkpoint_id)
 
 
 class _Thread(NamedTuple):
     """A whole thread, read under its lock."""
 
     reader: ThreadReader
-    checkpoints: list[Stored]
-    loose_writes: list[records.Write]
+    checkpoints: list[StoredCheckpoint]
+    orphan_writes: list[records.Write]
 
 
 class Retention:
@@ -71,14 +71,14 @@ class Retention:
         keys = {"run_keys": [codec.run_key(r) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
-        def of_runs(thread: _Thread) -> set[Place]:
+        def of_runs(thread: _Thread) -> set[CheckpointKey]:
             reader = thread.reader
             found = {
                 (s.ns_key, s.id)
                 for s in thread.checkpoints
                 if str(reader.metadata(s.head).get("run_id")) in wanted
             }
-            return found - others_need(thread, found)
+            return found - needed_by_other_runs(thread, found)
 
         for key in dict.fromkeys(row[0] for row in rows):
             await self._rewrite(db, key, of_runs)
@@ -93,25 +93,25 @@ class Retention:
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
             if row is None:
                 return
-            thread = await self._whole(tx, codec, key, row[0])
-            doomed: set[Place] = choose(thread)
-            if doomed:
-                await self._delete(tx, codec, key, thread, doomed)
-        if doomed:
+            thread = await self._load_thread(tx, codec, key, row[0])
+            to_delete: set[CheckpointKey] = choose(thread)
+            if to_delete:
+                await self._delete(tx, codec, key, thread, to_delete)
+        if to_delete:
             self._context.cache.drop(key.bytes)
 
-    async def _whole(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
+    async def _load_thread(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
         params = {"thread": key}
-        names = ("all_frozen", "all_writes", "all_heads")
-        frozen, writes, heads = await tx.batch([Statement(self._queries[n], params) for n in names])
+        names = ("all_sequences", "all_writes", "all_checkpoints")
+        sequences, writes, rows = await tx.batch([Statement(self._queries[n], params) for n in names])
         reader = ThreadReader(ThreadLog(epoch), codec, key, self._queries)
-        for no, payload in frozen:
-            reader.open_frozen(no, payload)
-        by_place: defaultdict[Place, list[records.Write]] = defaultdict(list)
+        for no, payload in sequences:
+            reader.open_sequence(no, payload)
+        by_place: defaultdict[CheckpointKey, list[records.Write]] = defaultdict(list)
         for ns_key, id_, no, _, payload in writes:
             by_place[ns_key, id_].append(reader.open_write(ns_key, id_, no, payload))
         checkpoints = [
-            Stored(
+            StoredCheckpoint(
                 key,
                 None,
                 ns_key,
@@ -120,7 +120,7 @@ class Retention:
                 reader.open_head(ns_key, id_, parent, payload),
                 by_place.pop((ns_key, id_), []),
             )
-            for ns_key, id_, parent, _, payload in heads
+            for ns_key, id_, parent, _, payload in rows
         ]
         if missing := reader.needed(checkpoints, "metadata"):
             await reader.fetch(tx, missing)
@@ -128,12 +128,12 @@ class Retention:
         return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
 
     async def _delete(
-        self, tx: Executor, codec: BoundCodec, key: uuid.UUID, thread: _Thread, doomed: set[Place]
+        self, tx: Executor, codec: BoundCodec, key: uuid.UUID, thread: _Thread, to_delete: set[CheckpointKey]
     ) -> None:
-        kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in doomed]
-        live = live_ranges(thread.reader, kept, thread.loose_writes)
-        places = sorted(doomed)
-        moved = list(_new_parents(thread.checkpoints, doomed))
+        kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in to_delete]
+        live = live_ranges(thread.reader, kept, thread.orphan_writes)
+        places = sorted(to_delete)
+        moved = list(_new_parents(thread.checkpoints, to_delete))
         params: dict[str, Any] = {
             "thread": key,
             "epoch": new_epoch(),
@@ -142,7 +142,7 @@ class Retention:
             "child_ns_keys": [s.ns_key for s, _ in moved],
             "child_ids": [s.id for s, _ in moved],
             "parents": [parent for _, parent in moved],
-            "heads": [_bound_head(codec, s, parent) for s, parent in moved],
+            "bodies": [_bound_head(codec, s, parent) for s, parent in moved],
             "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
         }
         names = [
@@ -153,12 +153,14 @@ class Retention:
             "delete_pieces_outside",
         ]
         statements = [Statement(self._queries[n], params) for n in names]
-        if not kept and not thread.loose_writes:
+        if not kept and not thread.orphan_writes:
             statements.append(Statement(self._queries["delete_thread"], {"threads": [key]}))
         await tx.batch(statements)
 
 
-def _new_parents(checkpoints: Iterable[Stored], doomed: set[Place]) -> Iterator[tuple[Stored, bytes | None]]:
+def _new_parents(
+    checkpoints: Iterable[StoredCheckpoint], to_delete: set[CheckpointKey]
+) -> Iterator[tuple[StoredCheckpoint, bytes | None]]:
     """The checkpoints that stay and lose their parent, with the nearest ancestor that stays.
 
     A `DeltaChannel` is rebuilt along the parents: without a way to them, what older runs wrote would be lost.
@@ -166,29 +168,29 @@ def _new_parents(checkpoints: Iterable[Stored], doomed: set[Place]) -> Iterator[
     parents = {(s.ns_key, s.id): s.parent for s in checkpoints}
     for s in checkpoints:
         parent = s.parent
-        if (s.ns_key, s.id) in doomed or parent is None or (s.ns_key, parent) not in doomed:
+        if (s.ns_key, s.id) in to_delete or parent is None or (s.ns_key, parent) not in to_delete:
             continue
-        while parent is not None and (s.ns_key, parent) in doomed:
+        while parent is not None and (s.ns_key, parent) in to_delete:
             parent = parents[s.ns_key, parent]
         yield s, parent
 
 
-def _bound_head(codec: BoundCodec, s: Stored, parent: bytes | None) -> bytes | None:
-    """The head anew where it says which parent it was sealed with."""
+def _bound_head(codec: BoundCodec, s: StoredCheckpoint, parent: bytes | None) -> bytes | None:
+    """The body sealed again where it says which parent it was sealed with."""
     if not codec.sealed or parent is None:
         return None
     return codec.seal_head(s.thread, s.ns_key, s.id, records.with_parent(s.head, parent))
 
 
 def live_ranges(
-    reader: ThreadReader, kept: Iterable[Stored], loose: Iterable[records.Write]
+    reader: ThreadReader, kept: Iterable[StoredCheckpoint], loose: Iterable[records.Write]
 ) -> Iterator[tuple[int, int]]:
     """The piece numbers that some checkpoints and writes use, as sorted `(start, stop)`."""
     runs: set[tuple[int, int]] = set()
     for s in kept:
         runs.add((s.head.template, 1))
         for m in s.head.manifests():
-            runs.update(mf.piece_numbers(m, s.head.base, reader.log.frozen))
+            runs.update(mf.piece_numbers(m, s.head.base, reader.log.sequences))
         for w in s.writes:
             runs.update(_of_write(reader, w))
     for w in loose:
@@ -208,25 +210,25 @@ def live_ranges(
 def _of_write(reader: ThreadReader, write: records.Write) -> Iterator[tuple[int, int]]:
     yield write.template, 1
     for m in write.manifests:
-        yield from mf.piece_numbers(m, write.base, reader.log.frozen)
+        yield from mf.piece_numbers(m, write.base, reader.log.sequences)
 
 
 # --- what keep_latest keeps
 
 
-def all_but_latest(thread: _Thread) -> set[Place]:
+def all_but_latest(thread: _Thread) -> set[CheckpointKey]:
     """All checkpoints but the latest of each namespace and what those still need.
 
     A subgraph call's namespace ends in ":" and its task's id, and goes with the root checkpoint that
     the call started from, once that one is saved; a `checkpointer=True` subgraph's outlives its calls.
     A `DeltaChannel` is rebuilt from its ancestors' writes: they are kept back to its last stored value.
     """
-    by_ns: dict[int, dict[bytes, Stored]] = {}
+    by_ns: dict[int, dict[bytes, StoredCheckpoint]] = {}
     for s in thread.checkpoints:  # newest first within each namespace
         by_ns.setdefault(s.ns_key, {})[s.id] = s
     roots = by_ns.get(ROOT_NS_KEY, {})
-    kept_roots = _kept(thread.reader, roots)
-    doomed = {(ROOT_NS_KEY, id_) for id_ in roots if id_ not in kept_roots}
+    kept_roots = _retained_ids(thread.reader, roots)
+    to_delete = {(ROOT_NS_KEY, id_) for id_ in roots if id_ not in kept_roots}
     latest_root = next(iter(roots), None)
     for ns_key, line in by_ns.items():
         if ns_key == ROOT_NS_KEY:
@@ -235,14 +237,14 @@ def all_but_latest(thread: _Thread) -> set[Place]:
         started = (thread.reader.metadata(head.head).get("parents") or {}).get("")
         origin = encode_id(started) if isinstance(started, str) and started else None
         if ":" in head.head.ns and origin in roots and origin != latest_root:
-            doomed.update((ns_key, id_) for id_ in line)
+            to_delete.update((ns_key, id_) for id_ in line)
         else:
-            kept = _kept(thread.reader, line)
-            doomed.update((ns_key, id_) for id_ in line if id_ not in kept)
-    return doomed
+            kept = _retained_ids(thread.reader, line)
+            to_delete.update((ns_key, id_) for id_ in line if id_ not in kept)
+    return to_delete
 
 
-def _kept(reader: ThreadReader, line: Mapping[bytes, Stored]) -> set[bytes]:
+def _retained_ids(reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint]) -> set[bytes]:
     """The latest checkpoint of a namespace and the ancestors its delta channels are rebuilt from."""
     if not line:
         return set()
@@ -262,29 +264,29 @@ def _kept(reader: ThreadReader, line: Mapping[bytes, Stored]) -> set[bytes]:
 # --- what the runs that stay need of those that go
 
 
-def others_need(thread: _Thread, doomed: set[Place]) -> set[Place]:
+def needed_by_other_runs(thread: _Thread, to_delete: set[CheckpointKey]) -> set[CheckpointKey]:
     """Of these checkpoints, those that hold what other runs gave to a `DeltaChannel`.
 
     A run that resumes another, or is saved at its end only, has its writes below the checkpoint it started
     from, which is the other's. And where older checkpoints are pruned, a snapshot may be all that is left of
     them.
     """
-    lines: defaultdict[int, dict[bytes, Stored]] = defaultdict(dict)
+    lines: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
     for s in thread.checkpoints:
         lines[s.ns_key][s.id] = s
-    needed: set[Place] = set()
+    needed: set[CheckpointKey] = set()
     for ns_key, line in lines.items():
         if not (delta := _delta_channels(thread.reader, line.values())):
             continue
-        gone = {id_ for ns, id_ in doomed if ns == ns_key}
-        while more := set(_needed_by_others(thread.reader, line, delta, gone)):
+        gone = {id_ for ns, id_ in to_delete if ns == ns_key}
+        while more := set(_needed_by_rest(thread.reader, line, delta, gone)):
             gone -= more
             needed.update((ns_key, id_) for id_ in more)
     return needed
 
 
-def _needed_by_others(
-    reader: ThreadReader, line: Mapping[bytes, Stored], delta: set[str], gone: set[bytes]
+def _needed_by_rest(
+    reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint], delta: set[str], gone: set[bytes]
 ) -> Iterator[bytes]:
     for s in line.values():
         if s.id in gone:
@@ -299,7 +301,11 @@ def _needed_by_others(
 
 
 def _only_seed(
-    reader: ThreadReader, line: Mapping[bytes, Stored], channel: str, at: Stored | None, gone: set[bytes]
+    reader: ThreadReader,
+    line: Mapping[bytes, StoredCheckpoint],
+    channel: str,
+    at: StoredCheckpoint | None,
+    gone: set[bytes],
 ) -> bytes | None:
     """The nearest ancestor with a value of this channel, if it is to go and what led to it is cut off."""
     nearest: bytes | None = None
@@ -317,7 +323,7 @@ def _only_seed(
     return None if began else nearest
 
 
-def _delta_channels(reader: ThreadReader, line: Iterable[Stored]) -> set[str]:
+def _delta_channels(reader: ThreadReader, line: Iterable[StoredCheckpoint]) -> set[str]:
     """The channels that counters or snapshots show to be `DeltaChannel`s."""
     found: set[str] = set()
     for s in line:

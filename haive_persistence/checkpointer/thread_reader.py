@@ -61,7 +61,7 @@ class StaleRead(Exception):
         self.reader = reader
 
 
-class Rereading:
+class StaleReadRetry:
     """What a read does when threads change under it."""
 
     def __init__(self, cache: ProcessCache) -> None:
@@ -73,14 +73,14 @@ class Rereading:
         self._cache.drop(reader.thread.bytes, reader.log)
         self._met.append((reader.thread, reader.log.epoch))
 
-    def given_up(self, what: str) -> PersistenceError:
+    def final_error(self, what: str) -> PersistenceError:
         """The error for a read that never got all of it: if the thread did not change, that is why."""
         if len(self._met) > 1 and self._met[-1] == self._met[-2]:
             return DecodeError(f"pieces of {what} are missing: its data is damaged")
         return ConflictError(f"{what} changes faster than it can be read; try again")
 
 
-class Stored(NamedTuple):
+class StoredCheckpoint(NamedTuple):
     """One checkpoint as its rows say it."""
 
     thread: uuid.UUID
@@ -107,11 +107,11 @@ class ThreadReader:
 
     # --- opening rows
 
-    def open_frozen(self, no: int, payload: bytes) -> None:
-        if no not in self.log.frozen:
+    def open_sequence(self, no: int, payload: bytes) -> None:
+        if no not in self.log.sequences:
             data = self._codec.open_piece(self.thread, no, payload)
-            self.log.remember_pieces({no: data}, self.pieces)
-            self.log.remember_frozen(no, mf.decode_frozen(data))
+            self.log.record_pieces({no: data}, self.pieces)
+            self.log.record_sequence(no, mf.decode_sequence(data))
 
     def open_head(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
@@ -132,7 +132,7 @@ class ThreadReader:
 
     # --- pieces
 
-    def needed(self, stored: Iterable[Stored], want: str = "all") -> set[int]:
+    def needed(self, stored: Iterable[StoredCheckpoint], want: str = "all") -> set[int]:
         """The pieces of some checkpoints that are not known yet.
 
         `want`: "all", "metadata" (enough to filter by), or "delta" (writes and snapshots, to replay).
@@ -156,7 +156,7 @@ class ThreadReader:
             return
         pieces = self.pieces
         try:
-            for start, count in mf.piece_numbers(manifest, base, self.log.frozen):
+            for start, count in mf.piece_numbers(manifest, base, self.log.sequences):
                 missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
         except KeyError as exc:
             raise StaleRead(self) from exc
@@ -168,7 +168,7 @@ class ThreadReader:
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
             found = self._codec.open_pieces(self.thread, rows)
-            self.log.remember_pieces(found, self.pieces)
+            self.log.record_pieces(found, self.pieces)
             if len(rows) != len(part):
                 raise StaleRead(self)
 
@@ -189,7 +189,7 @@ class ThreadReader:
     def _template(self, no: int) -> list[Any]:
         data = self.pieces[no]
         if type(data) is bytes:
-            self.log.learn(key_of("template", data), no)
+            self.log.add_location(key_of("template", data), no)
             data = self.pieces[no] = _Names(mf.unpack(data))
         if type(data) is not _Names:
             raise DecodeError("a row names a piece that is not a template: the data is damaged")
@@ -199,10 +199,10 @@ class ThreadReader:
     def metadata(self, head: records.Head) -> dict[str, Any]:
         return records.decode_metadata(head, self.names(head), self.decoder)
 
-    def checkpoint_tuple(self, s: Stored) -> CheckpointTuple:
+    def checkpoint_tuple(self, s: StoredCheckpoint) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.head)
-        self.log.remember_head(s.ns_key, s.id, records.known_head(s.head, names))
+        self.log.record_head(s.ns_key, s.id, records.known_head(s.head, names))
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.head.ns}
         checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
@@ -269,23 +269,25 @@ class _Names:
 def open_rows(
     rows: Sequence[tuple[Any, ...]],
     reader_of: Callable[[uuid.UUID, int], ThreadReader],
-) -> tuple[list[Stored], dict[uuid.UUID, ThreadReader]]:
+) -> tuple[list[StoredCheckpoint], dict[uuid.UUID, ThreadReader]]:
     """Rows of a listing query as checkpoints in order, with a reader for each thread."""
     readers: dict[uuid.UUID, ThreadReader] = {}
     thread_ids: dict[uuid.UUID, str] = {}
     writes: defaultdict[tuple[uuid.UUID, int, bytes], list[records.Write]] = defaultdict(list)
-    stored: list[Stored] = []
+    stored: list[StoredCheckpoint] = []
     for kind, thread, ns_key, id_, number, other, text, payload in rows:
         if kind == "t":
             readers[thread] = reader_of(thread, number)
             thread_ids[thread] = text
-        elif kind == "f":
-            readers[thread].open_frozen(number, payload)
+        elif kind == "s":
+            readers[thread].open_sequence(number, payload)
         elif kind == "w":
             writes[thread, ns_key, id_].append(readers[thread].open_write(ns_key, id_, number, payload))
         elif thread in readers:
             head = readers[thread].open_head(ns_key, id_, other, payload)
             stored.append(
-                Stored(thread, thread_ids[thread], ns_key, id_, other, head, writes[thread, ns_key, id_])
+                StoredCheckpoint(
+                    thread, thread_ids[thread], ns_key, id_, other, head, writes[thread, ns_key, id_]
+                )
             )
     return stored, readers

@@ -1,7 +1,7 @@
 """Writing: a checkpoint, and a task's pending writes.
 
 A thread's row carries an epoch. Every statement that adds to a thread names the epoch it believes in,
-and does nothing when the thread has moved on (pruned, deleted, made anew); then what this process
+and does nothing when the thread has moved on (pruned, deleted, created again); then what this process
 knew is dropped, the parent is read, and what is not shared with it is sent. So a stale cache costs
 some round trips, never a wrong state.
 """
@@ -24,7 +24,7 @@ from haive_persistence.checkpointer.statements import waiting, while_sealed, wit
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead, ThreadLog
-from haive_persistence.checkpointer.storage.piece_numbers import MOST_PARTS, LaneFull
+from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
 from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db
 from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
@@ -59,7 +59,7 @@ class Writes:
         kept_metadata = stored_metadata(config, metadata)
         run = kept_metadata.get("run_id")
         if address.checkpoint_id is not None:
-            await self._know_parent(db, config, address, records.unchanged(checkpoint, new_versions))
+            await self._load_parent(db, config, address, records.unchanged(checkpoint, new_versions))
         known: list[KnownHead] = []
 
         def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
@@ -83,21 +83,21 @@ class Writes:
                 "parent": parent,
                 "run_key": codec.run_key(str(run)) if run else None,
                 "labels": labels_of(kept_metadata, self._context.searchable),
-                "frozen": sorted(encoder.structural) or None,
-                "head": codec.seal_head(address.thread, address.ns_key, id_, head),
+                "sequence_nos": sorted(encoder.sequence_nos) or None,
+                "body": codec.seal_head(address.thread, address.ns_key, id_, head),
             }
 
         log = await self._send(db, address, encode)
-        log.remember_head(address.ns_key, id_, known[0])
+        log.record_head(address.ns_key, id_, known[0])
         self._context.cache.trim()
         return address.config(id_)
 
-    async def _know_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
+    async def _load_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
         """Look at the parent, unless it is known: if channels have what it has, or the thread's log made room
         for others, without which the pieces they share would be sent and stored again."""
         log = self._context.cache.get(address.thread.bytes)
         if log is None:
-            wanted = inherits or self._context.cache.has_made_room
+            wanted = inherits or self._context.cache.has_evicted
         else:
             wanted = inherits and (address.ns_key, address.checkpoint_id) not in log.heads
         if wanted:
@@ -120,14 +120,13 @@ class Writes:
         def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             no = batch.reserve()
-            # Later than all that this process has seen, whatever the clocks of others say: an answer comes
-            # after those it was given in the knowledge of.
+            # Logical clock: later than every write read so far, even if another host's clock is ahead.
             log.clock = now = max(time.time_ns() // 1000, log.clock + 1)
             record = records.encode_write(encoder, batch, no, id_, now, (task, task_path), writes, upsert)
             return "write", {
                 "id": id_,
-                "no": no,
-                "frozen": sorted(encoder.structural) or None,
+                "write_no": no,
+                "sequence_nos": sorted(encoder.sequence_nos) or None,
                 "payload": codec.seal_write(address.thread, address.ns_key, id_, no, record),
             }
 
@@ -141,7 +140,7 @@ class Writes:
     ) -> ThreadLog:
         """Encode against what is known of the thread and send it, until the thread agrees."""
         thread = address.thread
-        log = self._context.cache.get(thread.bytes) or self._context.cache.absent(thread.bytes)
+        log = self._context.cache.get(thread.bytes) or self._context.cache.for_new_thread(thread.bytes)
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec(db)
             with log.lock:
@@ -149,16 +148,16 @@ class Writes:
                 try:
                     name, params = encode(codec, batch, log)
                     pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
-                except LaneFull:
-                    batch.abandon()
+                except BlockFull:
+                    batch.rollback()
                     if not batch.shared:
                         raise EncodeError(
-                            f"a value has too many parts; at most {MOST_PARTS:,} can be stored"
+                            f"a value has too many parts; at most {MAX_PARTS:,} can be stored"
                         ) from None
-                    log.lane = None
+                    log.block = None
                     continue
                 except BaseException:
-                    batch.abandon()
+                    batch.rollback()
                     raise
                 creates = not log.exists
                 epoch = log.epoch
@@ -185,7 +184,7 @@ class Writes:
                 if attempt + 1 == ATTEMPTS:
                     raise
                 with log.lock:
-                    log.lane = None  # another process is in this lane: take a new one
+                    log.block = None  # another process uses this block: take a new one
                 continue
             if kept:
                 if creates:
@@ -196,7 +195,7 @@ class Writes:
                         if not log.exists:
                             log.epoch = epoch
                 if log.epoch == epoch:
-                    batch.acknowledge()
+                    batch.commit()
                 else:
                     self._context.cache.drop(thread.bytes, log)
                 return log
@@ -211,11 +210,13 @@ class Writes:
         if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
             with contextlib.suppress(CodecError):  # damaged: what is put now is whole by itself
                 await self._reads.get_tuple(db, address.config(address.checkpoint_id))
-                return self._context.cache.get(thread.bytes) or self._context.cache.absent(thread.bytes)
+                return self._context.cache.get(thread.bytes) or self._context.cache.for_new_thread(
+                    thread.bytes
+                )
         row = await db.fetch_one(self._context.queries["epoch"], {"thread": thread}, idempotent=True)
         if row is None:
             self._context.cache.drop(thread.bytes, log)
-            return self._context.cache.absent(thread.bytes)
+            return self._context.cache.for_new_thread(thread.bytes)
         return self._context.cache.at_epoch(thread.bytes, row[0])
 
 

@@ -21,6 +21,6 @@ CREATE TABLE haive.store_item (
 );
 
 -- For the sweeper.
-CREATE INDEX store_item_expiry ON haive.store_item (tenant_id, expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX store_item_expiry_idx ON haive.store_item (tenant_id, expires_at) WHERE expires_at IS NOT NULL;
 
 CALL haive.isolate_tenants('store_item');

@@ -1,9 +1,9 @@
 -- Queries of the checkpointer. Rows of the reading ones share one shape, so that a checkpoint and all
 -- that belongs to it come in one round trip:
 --   kind 't' thread      number = epoch
---   kind 'c' checkpoint  id, number = depth, other = parent's id, payload = head
---   kind 'w' write       id of its checkpoint, number = no, payload
---   kind 'f' frozen      number = no, payload: a frozen sequence that a checkpoint or write names
+--   kind 'c' checkpoint  id, number = depth, other = parent's id, payload = body
+--   kind 'w' write       id of its checkpoint, number = write_no, payload
+--   kind 's' sequence    number = piece_no, payload: a sequence piece that a checkpoint or write names
 
 -- The writing ones add to a thread while it is at the epoch they name, and answer with a row; with none if it is not.
 -- Few pieces come as parameters of their own instead of arrays (`with_pieces`), which are slow to send and to open.
@@ -27,26 +27,26 @@ haive.thread t WHERE thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s /* 
 
 -- name: and_sealed
 -- Where `and_sealed` stands, if the pieces are sealed: only while the data key is stored that seals them.
-AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND no = %(key_no)s AND wrapped = %(key)s)
+AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND key_no = %(key_no)s AND wrapped = %(key)s)
 
 -- part: new_pieces
-INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-SELECT %(thread)s, p.no, %(tenant)s, p.payload
-FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (no, payload) WHERE p.no <> 0
+INSERT INTO haive.piece (thread_key, piece_no, tenant_id, payload)
+SELECT %(thread)s, p.piece_no, %(tenant)s, p.payload
+FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (piece_no, payload) WHERE p.piece_no <> 0
 
 -- part: checkpoint
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(frozen)s, %(labels)s::jsonb, %(head)s
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s
 
 -- part: once_more
 -- A checkpoint that is put again.
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, frozen = excluded.frozen,
-    labels = excluded.labels, head = excluded.head
+SET run_key = excluded.run_key, parent_id = excluded.parent_id, sequence_nos = excluded.sequence_nos,
+    labels = excluded.labels, body = excluded.body
 
 -- part: pending_write
-INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-SELECT %(thread)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s
+INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
+SELECT %(thread)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)s, %(payload)s
 
 -- name: create_and_put
 -- The first checkpoint of a thread, its pieces and the thread's row; its epoch, or no row if the thread is there.
@@ -54,13 +54,13 @@ WITH held AS (/* made */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: put
--- A checkpoint and its pieces, in a lane not confirmed yet: a piece that is there already is an error.
+-- A checkpoint and its pieces, in a number block not confirmed yet: a piece that is there already is an error.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held /* once_more */ RETURNING 1;
 
 -- name: put_shared
--- The same in a confirmed lane: another statement of this process may have sent a piece already.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, no) DO NOTHING)
+-- The same in a confirmed number block: another statement of this process may have sent a piece already.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
 /* checkpoint */ FROM held /* once_more */ RETURNING 1;
 
 -- name: put_bare
@@ -73,20 +73,20 @@ WITH held AS (/* made */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: write
--- A task's pending writes and their pieces, in a lane not confirmed yet.
+-- A task's pending writes and their pieces, in a number block not confirmed yet.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING 1;
 
 -- name: write_shared
--- The same in a confirmed lane. A row that is there is this one: its answer was lost, and it was sent again.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, no) DO NOTHING)
+-- The same in a confirmed number block. A row that is there is this one: its answer was lost, and it was sent again.
+WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
 /* pending_write */ FROM held
-ON CONFLICT (thread_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: write_bare
 -- The same without pieces.
 /* pending_write */ FROM /* held */
-ON CONFLICT (thread_key, checkpoint_id, no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
@@ -94,24 +94,24 @@ SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s;
 
 -- part: writes
 -- The pending writes of the checkpoints `c`. LATERAL with OFFSET 0 keeps the planner to the primary key, without statistics too.
-SELECT w.checkpoint_id, w.no, w.frozen, w.payload
+SELECT w.checkpoint_id, w.write_no, w.sequence_nos, w.payload
 FROM c CROSS JOIN LATERAL (
-    SELECT checkpoint_id, no, frozen, payload FROM haive.pending_write
+    SELECT checkpoint_id, write_no, sequence_nos, payload FROM haive.pending_write
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
     OFFSET 0) AS w
 
 -- part: rows
 SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
-UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, head FROM c
-UNION ALL SELECT 'w', checkpoint_id, no, NULL, payload FROM w
-UNION ALL SELECT 'f', NULL, p.no, NULL, p.payload FROM haive.piece p
+UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, body FROM c
+UNION ALL SELECT 'w', checkpoint_id, write_no, NULL, payload FROM w
+UNION ALL SELECT 's', NULL, p.piece_no, NULL, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s
-  AND p.no = ANY (ARRAY(SELECT unnest(frozen) FROM c UNION SELECT unnest(frozen) FROM w))
+  AND p.piece_no = ANY (ARRAY(SELECT unnest(sequence_nos) FROM c UNION SELECT unnest(sequence_nos) FROM w))
 
 -- name: get_latest
 -- The latest checkpoint of a namespace.
 WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
+    SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
     ORDER BY checkpoint_id DESC LIMIT 1
 ), w AS MATERIALIZED (/* writes */)
@@ -120,7 +120,7 @@ WITH c AS MATERIALIZED (
 -- name: get_one
 -- One checkpoint by its id.
 WITH c AS MATERIALIZED (
-    SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
+    SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
 ), w AS MATERIALIZED (/* writes */)
 /* rows */;
@@ -128,14 +128,14 @@ WITH c AS MATERIALIZED (
 -- name: get_ancestors
 -- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes.
 WITH RECURSIVE c AS (
-    (SELECT checkpoint_id, parent_id, frozen, head, 0 AS depth FROM haive.checkpoint
+    (SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
      WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
        AND (%(id)s::bytea IS NULL OR checkpoint_id = %(id)s)
      ORDER BY checkpoint_id DESC LIMIT 1)
     UNION ALL
-    SELECT p.checkpoint_id, p.parent_id, p.frozen, p.head, c.depth + 1
+    SELECT p.checkpoint_id, p.parent_id, p.sequence_nos, p.body, c.depth + 1
     FROM c CROSS JOIN LATERAL (
-        SELECT checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
+        SELECT checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
         WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
         LIMIT 1) AS p
     WHERE c.depth < %(depth)s
@@ -144,20 +144,20 @@ WITH RECURSIVE c AS (
 
 -- name: pieces
 -- Pieces by number, if the thread is still at this epoch.
-SELECT p.no, p.payload
+SELECT p.piece_no, p.payload
 FROM haive.thread t
 JOIN haive.piece p ON p.thread_key = t.thread_key
-WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s AND p.no = ANY (%(numbers)s::bigint[]);
+WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s AND p.piece_no = ANY (%(numbers)s::bigint[]);
 
 -- name: piece_ranges
 -- Pieces by ranges of numbers [start, end), if the thread is still at this epoch. LATERAL with OFFSET 0: a scan of the
 -- index per range, and not every piece of the thread against every range.
-SELECT p.no, p.payload
+SELECT p.piece_no, p.payload
 FROM haive.thread t
 CROSS JOIN unnest(%(starts)s::bigint[], %(ends)s::bigint[]) AS r (start, stop)
 CROSS JOIN LATERAL (
-    SELECT no, payload FROM haive.piece
-    WHERE thread_key = %(thread)s AND no >= r.start AND no < r.stop
+    SELECT piece_no, payload FROM haive.piece
+    WHERE thread_key = %(thread)s AND piece_no >= r.start AND piece_no < r.stop
     OFFSET 0) AS p
 WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s;
 
@@ -165,7 +165,7 @@ WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s;
 -- that of the thread; the checkpoints come last, in the order of the page.
 
 -- part: columns
-SELECT thread_key, ns_key, checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
+SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
 
 -- part: wanted
 -- Older than `before`, and with these labels, as far as they are labelled: the rest is decided by their metadata.
@@ -175,21 +175,21 @@ SELECT thread_key, ns_key, checkpoint_id, parent_id, frozen, head FROM haive.che
 
 -- part: all_of_page
 w AS MATERIALIZED (
-    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.no, w.frozen, w.payload
+    SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.write_no, w.sequence_nos, w.payload
     FROM page CROSS JOIN LATERAL (
         SELECT * FROM haive.pending_write
         WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
         OFFSET 0) AS w
 ), f AS (
-    SELECT DISTINCT thread_key, unnest(frozen) AS no FROM (
-        SELECT thread_key, frozen FROM page UNION ALL SELECT thread_key, frozen FROM w) AS named
+    SELECT DISTINCT thread_key, unnest(sequence_nos) AS piece_no FROM (
+        SELECT thread_key, sequence_nos FROM page UNION ALL SELECT thread_key, sequence_nos FROM w) AS named
 )
 SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, /* epoch_now */, NULL::bytea, t.thread_id, NULL::bytea
 FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
-UNION ALL SELECT 'f', f.thread_key, NULL, NULL, f.no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.no = f.no
-UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, head
+UNION ALL SELECT 's', f.thread_key, NULL, NULL, f.piece_no, NULL, NULL, p.payload
+FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.piece_no = f.piece_no
+UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, write_no, NULL, NULL, payload FROM w
+UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, body
            FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC)
 
 -- name: list_namespace
@@ -254,25 +254,25 @@ SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s FOR UPD
 -- Make what others know of the thread stale.
 UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s;
 
--- name: all_heads
+-- name: all_checkpoints
 -- Every checkpoint of a thread, newest first.
-SELECT ns_key, checkpoint_id, parent_id, frozen, head FROM haive.checkpoint
+SELECT ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
 WHERE thread_key = %(thread)s ORDER BY ns_key, checkpoint_id DESC;
 
 -- name: all_writes
 -- Every pending write of a thread.
-SELECT ns_key, checkpoint_id, no, frozen, payload FROM haive.pending_write WHERE thread_key = %(thread)s;
+SELECT ns_key, checkpoint_id, write_no, sequence_nos, payload FROM haive.pending_write WHERE thread_key = %(thread)s;
 
--- name: all_frozen
--- The frozen sequences a thread's checkpoints and writes name.
-SELECT p.no, p.payload FROM haive.piece p
-WHERE p.thread_key = %(thread)s AND p.no = ANY (ARRAY(
-    SELECT unnest(frozen) FROM haive.checkpoint WHERE thread_key = %(thread)s
-    UNION SELECT unnest(frozen) FROM haive.pending_write WHERE thread_key = %(thread)s));
+-- name: all_sequences
+-- The sequence pieces a thread's checkpoints and writes name.
+SELECT p.piece_no, p.payload FROM haive.piece p
+WHERE p.thread_key = %(thread)s AND p.piece_no = ANY (ARRAY(
+    SELECT unnest(sequence_nos) FROM haive.checkpoint WHERE thread_key = %(thread)s
+    UNION SELECT unnest(sequence_nos) FROM haive.pending_write WHERE thread_key = %(thread)s));
 
 -- name: all_pieces
 -- Every piece of a thread.
-SELECT no, payload FROM haive.piece WHERE thread_key = %(thread)s ORDER BY no;
+SELECT piece_no, payload FROM haive.piece WHERE thread_key = %(thread)s ORDER BY piece_no;
 
 -- name: delete_checkpoints
 -- Some checkpoints, given as parallel arrays of their keys.
@@ -285,15 +285,15 @@ DELETE FROM haive.pending_write w USING unnest(%(ns_keys)s::bigint[], %(ids)s::b
 WHERE w.thread_key = %(thread)s AND w.ns_key = k.ns_key AND w.checkpoint_id = k.checkpoint_id;
 
 -- name: set_parents
--- Checkpoints whose parent is gone get the nearest ancestor that is left, or none. Sealed heads say it too: they come anew.
-UPDATE haive.checkpoint c SET parent_id = k.parent_id, head = COALESCE(k.head, c.head)
-FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(heads)s::bytea[])
-    AS k (ns_key, checkpoint_id, parent_id, head)
+-- Checkpoints whose parent is gone get the nearest ancestor that is left, or none. A sealed body says it too: it comes resealed.
+UPDATE haive.checkpoint c SET parent_id = k.parent_id, body = COALESCE(k.body, c.body)
+FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(bodies)s::bytea[])
+    AS k (ns_key, checkpoint_id, parent_id, body)
 WHERE c.thread_key = %(thread)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
 
 -- name: delete_pieces_outside
 -- The pieces that no kept checkpoint or write uses.
-DELETE FROM haive.piece WHERE thread_key = %(thread)s AND NOT no <@ %(live)s::int8multirange;
+DELETE FROM haive.piece WHERE thread_key = %(thread)s AND NOT piece_no <@ %(live)s::int8multirange;
 
 -- name: threads_of_runs
 -- The threads that may have checkpoints of some runs (the key is a hash: look into the metadata to be sure).
@@ -307,56 +307,56 @@ ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch;
 
 -- name: copy_pieces
 -- A thread's pieces, to another thread.
-INSERT INTO haive.piece (thread_key, no, tenant_id, payload)
-SELECT %(target)s, no, tenant_id, payload FROM haive.piece WHERE thread_key = %(thread)s
-ON CONFLICT (thread_key, no) DO NOTHING;
+INSERT INTO haive.piece (thread_key, piece_no, tenant_id, payload)
+SELECT %(target)s, piece_no, tenant_id, payload FROM haive.piece WHERE thread_key = %(thread)s
+ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
-SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
+SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s
 /* once_more */;
 
 -- name: copy_writes
 -- A thread's pending writes, to another thread.
-INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-SELECT %(target)s, ns_key, no, checkpoint_id, tenant_id, frozen, payload
+INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
+SELECT %(target)s, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload
 FROM haive.pending_write WHERE thread_key = %(thread)s
-ON CONFLICT (thread_key, checkpoint_id, no) DO NOTHING;
+ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
-SELECT ns_key, run_key, checkpoint_id, parent_id, frozen, labels, head
+SELECT ns_key, run_key, checkpoint_id, parent_id, sequence_nos, labels, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s;
 
 -- name: insert_pieces
 -- One piece of a copy.
-INSERT INTO haive.piece (thread_key, no, tenant_id, payload) VALUES (%(target)s, %(no)s, %(tenant)s, %(payload)s)
-ON CONFLICT (thread_key, no) DO NOTHING;
+INSERT INTO haive.piece (thread_key, piece_no, tenant_id, payload) VALUES (%(target)s, %(piece_no)s, %(tenant)s, %(payload)s)
+ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, frozen, labels, head)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(frozen)s, %(labels)s::jsonb, %(head)s)
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
+VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s)
 /* once_more */;
 
 -- name: insert_writes
 -- One pending write of a copy.
-INSERT INTO haive.pending_write (thread_key, ns_key, no, checkpoint_id, tenant_id, frozen, payload)
-VALUES (%(target)s, %(ns_key)s, %(no)s, %(id)s, %(tenant)s, %(frozen)s, %(payload)s)
-ON CONFLICT (thread_key, checkpoint_id, no) DO NOTHING;
+INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
+VALUES (%(target)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)s, %(payload)s)
+ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: data_keys
 -- The tenant's wrapped data keys.
-SELECT no, wrapped FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY no;
+SELECT key_no, wrapped FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY key_no;
 
 -- name: add_data_key
 -- A new data key; no row if another process was first.
-INSERT INTO haive.data_key (tenant_id, no, wrapped) VALUES (%(tenant)s, %(no)s, %(wrapped)s)
-ON CONFLICT (tenant_id, no) DO NOTHING RETURNING 1;
+INSERT INTO haive.data_key (tenant_id, key_no, wrapped) VALUES (%(tenant)s, %(no)s, %(wrapped)s)
+ON CONFLICT (tenant_id, key_no) DO NOTHING RETURNING 1;
 
 -- name: rewrap_data_key
 -- The same data key under another master key.
 UPDATE haive.data_key SET wrapped = %(wrapped)s
-WHERE tenant_id = %(tenant)s AND no = %(no)s AND wrapped = %(old)s RETURNING 1;
+WHERE tenant_id = %(tenant)s AND key_no = %(no)s AND wrapped = %(old)s RETURNING 1;

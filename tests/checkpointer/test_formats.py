@@ -146,7 +146,7 @@ def test_a_newer_format_is_said_to_be_newer(database: Database, dsn: str) -> Non
     write(saver)
     newer = Codec().pack(ormsgpack.packb([records.FORMAT + 1, "whatever"]), b"")
     with psycopg.connect(dsn) as conn:
-        conn.execute("UPDATE haive.checkpoint SET head = %s WHERE tenant_id = %s", (newer, database.tenant))
+        conn.execute("UPDATE haive.checkpoint SET body = %s WHERE tenant_id = %s", (newer, database.tenant))
     with pytest.raises(errors.DecodeError, match="newer version"):
         Checkpointer(database).get_tuple(CONFIG)
 

@@ -107,7 +107,7 @@ def test_a_constant_value_is_stored_once(saver: Checkpointer, database: Database
     with psycopg.connect(dsn) as conn:
         size = conn.execute(
             "SELECT (SELECT sum(octet_length(payload)) FROM haive.piece WHERE tenant_id = %(t)s)"
-            " + (SELECT sum(octet_length(head)) FROM haive.checkpoint WHERE tenant_id = %(t)s)",
+            " + (SELECT sum(octet_length(body)) FROM haive.checkpoint WHERE tenant_id = %(t)s)",
             {"t": database.tenant},
         ).fetchone()[0]
     assert size < 130_000
@@ -353,7 +353,7 @@ def test_a_serialiser_of_the_users_sees_every_value(database: Database, dsn: str
     assert found is not None
     assert found.checkpoint["channel_values"]["pin"] == "1234secret"
     with psycopg.connect(dsn) as conn:
-        for table, column in (("checkpoint", "head"), ("piece", "payload"), ("pending_write", "payload")):
+        for table, column in (("checkpoint", "body"), ("piece", "payload"), ("pending_write", "payload")):
             query = f"SELECT {column} FROM haive.{table} WHERE tenant_id = %s"
             for (data,) in conn.execute(query, (database.tenant,)):  # type: ignore[arg-type]
                 assert b"1234secret" not in Codec().unpack(data, b"")
@@ -440,8 +440,8 @@ def test_a_value_that_fills_its_part_of_the_lane_goes_on_in_another(
     config = store(saver, {"messages": [HumanMessage("without its id " * 9)]})
     config = store(saver, {"messages": [HumanMessage("without its id " * 9, id="1")]}, config)
     log = saver._parts.context.cache.get(thread_key(saver._parts.context.tenant, "t").bytes)
-    assert log is not None and log.lane is not None  # noqa: PT018
-    log.next_numbers[piece_numbers.OTHER] = log.lane + (1 << 18) - 10
+    assert log is not None and log.block is not None  # noqa: PT018
+    log.next_numbers[piece_numbers.OTHER] = log.block + (1 << 18) - 10
     files = {f"file {i}": f"{i} " * 100 for i in range(50)}
     store(saver, {"files": files, "messages": [HumanMessage("without its id " * 9, id="1")]}, config)
     for reader in (saver, new_saver()):
@@ -856,7 +856,7 @@ print(failed)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_forked_children_of_a_busy_parent(database: Database, dsn: str) -> None:
-    """They write in lanes of their own, and wait neither for the parent's locks nor for its leaders."""
+    """They write in number blocks of their own, and wait neither for the parent's locks nor for its leaders."""
     environment = {**os.environ, "HAIVE_TENANT": database.tenant}
     command = [sys.executable, "-W", "ignore", "-c", FORKS, dsn]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -22,7 +22,7 @@ from tests.conftest import GivenServer
 
 KEY = secrets.token_bytes(32)
 SECRET = "SECRET-4711"
-TABLES = {"piece": "payload", "checkpoint": "head", "pending_write": "payload"}
+TABLES = {"piece": "payload", "checkpoint": "body", "pending_write": "payload"}
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_bytes_moved_from_another_row_are_an_error(
     fill(sealed)
     fill(sealed, "other")
     column = TABLES[table]
-    keys = {"piece": "no", "checkpoint": "checkpoint_id", "pending_write": "no"}[table]
+    keys = {"piece": "piece_no", "checkpoint": "checkpoint_id", "pending_write": "write_no"}[table]
     admin.execute(
         f"UPDATE haive.{table} a SET {column} = b.{column} FROM haive.{table} b, haive.thread ta, haive.thread tb"  # type: ignore[arg-type]
         f" WHERE ta.thread_key = a.thread_key AND tb.thread_key = b.thread_key"
@@ -204,7 +204,7 @@ def test_rotating_the_master_key_rewrites_no_data(
     sealed: Checkpointer, database: Database, admin: psycopg.Connection[Any]
 ) -> None:
     fill(sealed)
-    query = "SELECT md5(string_agg(payload, '' ORDER BY no)) FROM haive.piece WHERE tenant_id = %s"
+    query = "SELECT md5(string_agg(payload, '' ORDER BY piece_no)) FROM haive.piece WHERE tenant_id = %s"
     before = admin.execute(query, (database.tenant,)).fetchone()
     new = secrets.token_bytes(32)
     both = reader(database, encryption_key=new, older_encryption_keys=(KEY,))

@@ -41,15 +41,15 @@ class Thread:
         for no, data in batch.send.items():
             assert self.stored.setdefault(no, data) == data
             self.sent_bytes += len(data)
-        batch.acknowledge()
+        batch.commit()
         return mf.unpack(mf.pack(manifest)), batch.base
 
     def read(self, manifest: Any, base: int, log: ThreadLog | None = None) -> Any:
         """With `log` None: as a process that knows nothing."""
         log = log or ThreadLog(1)
-        for no in mf.frozen_numbers(manifest, base):
-            log.frozen[no] = mf.decode_frozen(self.stored[no])
-        for start, count in mf.piece_numbers(manifest, base, log.frozen):
+        for no in mf.sequence_numbers(manifest, base):
+            log.sequences[no] = mf.decode_sequence(self.stored[no])
+        for start, count in mf.piece_numbers(manifest, base, log.sequences):
             for no in range(start, start + count):
                 log.pieces.setdefault(no, self.stored[no])
         return Decoder(CODEC, log).decode(manifest, base)
@@ -372,7 +372,7 @@ def test_slices_of_a_frozen_sequence(numbers: list[int], frozen: list[int]) -> N
     for part in mf.decode_items(items, 0, {99: frozen}):
         flat += range(part[0], part[0] + part[1])
     assert flat == numbers
-    assert mf.decode_frozen(mf.encode_frozen(numbers)) == numbers
+    assert mf.decode_sequence(mf.encode_sequence(numbers)) == numbers
 
 
 def test_tool_messages_with_foreign_artifacts() -> None:

@@ -14,7 +14,7 @@ from haive_persistence.checkpointer.ids import unpack_uuid, unpack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.message_cache import (
     MESSAGE_CLASSES,
-    Original,
+    CachedMessage,
     Run,
     are_immutable,
     message_key,
@@ -85,14 +85,14 @@ class Decoder:
 
     def _leaf(self, no: int) -> Any:
         data = self._pieces[no]
-        self._log.learn(key_of("value", data), no)
+        self._log.add_location(key_of("value", data), no)
         return self._load(data)
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         (items, start), *given = mf.items_of(manifest, base)
         ids = self._ids(*given[0]) if given else _NO_IDS
-        for part in mf.decode_items(items, start, self._log.frozen):
+        for part in mf.decode_items(items, start, self._log.sequences):
             if isinstance(part, list):
                 out.append(self.decode(part[1], base))
             else:
@@ -105,12 +105,12 @@ class Decoder:
             return self._last_ids[2]
         out: dict[int, tuple[str, int]] = {}
         pieces = self._pieces
-        for part in mf.decode_items(items, base, self._log.frozen):
+        for part in mf.decode_items(items, base, self._log.sequences):
             for no in range(part[0], part[0] + part[1]):
                 piece = pieces[no]
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
-                    self._log.remember_given(piece.ids, no)
+                    self._log.record_id_piece(piece.ids, no)
                 out.update(piece.ids)
         self._last_ids = (items, base, out)
         return out
@@ -126,36 +126,36 @@ class Decoder:
                 no = numbers[at]
                 found[at] = self._elements(no, piece, ids.get(no))
         kinds = set(map(type, found))
-        if Original not in kinds:
+        if CachedMessage not in kinds:
             return list(chain.from_iterable(found))
-        if kinds == {Original}:
+        if kinds == {CachedMessage}:
             run = self._runs[numbers.start] = Run(found)
             return run.copies(_given(ids, numbers))
         out: list[Any] = []
         at = 0
         for kind, part in groupby(found, type):
             some = list(part)
-            if kind is Original:
+            if kind is CachedMessage:
                 out += Run(some).copies(_given(ids, numbers[at : at + len(some)]))
             else:
                 out += chain.from_iterable(some)
             at += len(some)
         return out
 
-    def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | Original:
-        """The elements of a piece that was found as bytes; of a message that is met again, its original."""
+    def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | CachedMessage:
+        """Return the elements of a piece found as bytes; of a message read again, its cached form."""
         elements: list[Any] = self._load(stored)
         message: Any = elements[0] if len(elements) == 1 else None
         if type(message) not in MESSAGE_CLASSES:
             if self._is_new(no):
-                self._log.learn(key_of("list", stored), no)
+                self._log.add_location(key_of("list", stored), no)
             elif self._may_keep(no, stored, elements) and are_immutable(elements):
-                self._log.remember_decoded(self._pieces, no, tuple(elements), _size(elements))
+                self._log.record_decoded(self._pieces, no, tuple(elements), _size(elements))
             return elements
         is_new = self._is_new(no)
-        original = None if is_new or not self._may_keep(no, stored, elements) else Original.of(message)
+        original = None if is_new or not self._may_keep(no, stored, elements) else CachedMessage.of(message)
         if original is not None:
-            self._log.remember_decoded(self._pieces, no, original, 3 * len(stored) + 1000)
+            self._log.record_decoded(self._pieces, no, original, 3 * len(stored) + 1000)
             return original
         if given is not None:
             message.__dict__["id"] = given[0]
@@ -166,25 +166,25 @@ class Decoder:
     def _register(self, no: int, message: BaseMessage, stored: bytes, given: tuple[str, int] | None) -> None:
         fields = message_key(message)
         if fields is None:
-            self._log.learn(key_of("list", stored), no)
+            self._log.add_location(key_of("list", stored), no)
         else:
-            placed = no if given is None else (no, given[1])
-            self._log.learn(key_of(type(message), fields), placed)
+            location = no if given is None else (no, given[1])
+            self._log.add_location(key_of(type(message), fields), location)
 
     def _is_new(self, no: int) -> bool:
         """Whether a piece is decoded for the first time."""
-        met = self._log.met
+        met = self._log.cacheable_by_piece
         if no in met:
             return False
         met[no] = True
         return True
 
     def _may_keep(self, no: int, stored: bytes, value: Any) -> bool:
-        """Whether a piece may be kept decoded: asked once.
+        """Whether a piece may stay decoded: asked once.
 
         A class whose module is not loaded comes back as plain data, until the module is loaded.
         """
-        met = self._log.met
+        met = self._log.cacheable_by_piece
         if met[no]:
             met[no] = not self._is_safe or self._dump(value) == stored
         return met[no]
@@ -193,7 +193,7 @@ class Decoder:
         out: dict[str, Any] = {}
         log = self._log
         ((items, start),) = mf.items_of(manifest, base)
-        for part in mf.decode_items(items, start, log.frozen):
+        for part in mf.decode_items(items, start, log.sequences):
             if isinstance(part, list):
                 out[part[0]] = self.decode(part[1], base)
                 continue
@@ -205,7 +205,7 @@ class Decoder:
     def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
         entries: dict[str, Any] = self._load(stored)
         if self._is_new(no):
-            self._log.learn(key_of("dict", stored), no)
+            self._log.add_location(key_of("dict", stored), no)
         elif self._may_keep(no, stored, entries) and are_immutable(entries.values()):
-            self._log.remember_decoded(self._pieces, no, entries, _size(entries.values()))
+            self._log.record_decoded(self._pieces, no, entries, _size(entries.values()))
         return entries

@@ -32,7 +32,7 @@ SHORT = 128  # bytes; so do serialised values up to this whose UUIDs, packed, le
 LARGE = 1024  # bytes; a channel's list or dict above this is split
 LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
-DEEPEST = 16  # manifests in manifests; what is further inside is one piece
+MAX_DEPTH = 16  # manifests in manifests; what is further inside is one piece
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
 
@@ -105,7 +105,7 @@ class Encoder:
         # A serialiser of the user's must see every value: it may encrypt.
         self._in_place = isinstance(codec.serde, SafeSerializer)
         self._batch = batch
-        self.structural: set[int] = set()
+        self.sequence_nos: set[int] = set()
         self._send_class = getattr(sys.modules.get("langgraph.types"), "Send", None)
         self._depth = 0
 
@@ -130,9 +130,9 @@ class Encoder:
             return [mf.SEND, value.node, self.encode(value.arg)]
         return self._leaf(value)
 
-    def again(self, manifest: mf.Manifest, base: int) -> mf.Manifest:
+    def reuse(self, manifest: mf.Manifest, base: int) -> mf.Manifest:
         """A stored manifest, to be stored once more: its pieces are there for good."""
-        self.structural.update(mf.frozen_numbers(manifest, base))
+        self.sequence_nos.update(mf.sequence_numbers(manifest, base))
         return mf.rebase(manifest, base - self._batch.base)
 
     def _leaf(self, value: Any) -> mf.Manifest:
@@ -189,21 +189,24 @@ class Encoder:
         if type(found) is int:
             if message.id is not None:
                 return found
-            if found not in ids.by_piece and found not in self._batch.given:
+            if found not in ids.by_piece and found not in self._batch.id_piece_by_message:
                 ids.bare.add(found)
                 return found
-            return self._apart(self._dump([message]), ids)
+            return self._unshared(self._dump([message]), ids)
         if found is not None:
             no, id_piece = cast("tuple[int, int]", found)
             if (
                 no not in ids.bare
-                and self._batch.given.get(no) == id_piece
+                and self._batch.id_piece_by_message.get(no) == id_piece
                 and ids.by_piece.setdefault(no, id_piece) == id_piece
             ):
                 return no
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
             ids.add(
-                bare, message.id, key, key_of(type(message), cast(bytes, message_key(message, bare=True)))
+                bare,
+                message.id,
+                key,
+                key_of(type(message), cast(bytes, message_key(message, without_id=True))),
             )
             return bare
         data = self._dump([message])
@@ -215,21 +218,21 @@ class Encoder:
             ids.bare.add(no)
         return no
 
-    def _apart(self, data: bytes, ids: _Ids) -> int:
+    def _unshared(self, data: bytes, ids: _Ids) -> int:
         """A piece of a message without an id that no id piece gives one."""
         no = self._batch.intern("apart", data, LISTS)
-        if no in self._batch.given or no in ids.by_piece:
+        if no in self._batch.id_piece_by_message or no in ids.by_piece:
             no = self._batch.add(key_of("apart", data), data, LISTS)
         ids.bare.add(no)
         return no
 
     def _stored_bare(self, message: BaseMessage, fields: bytes, ids: _Ids) -> int | None:
         """The piece of the same message without its id: it was written before its list gave it one."""
-        bare = message_key(message, bare=True)
+        bare = message_key(message, without_id=True)
         if bare is None or message_key(message) != fields:
             return None
         found = self._batch.find(key_of(type(message), bare))
-        taken = found in ids.by_piece or found in ids.bare or found in self._batch.given
+        taken = found in ids.by_piece or found in ids.bare or found in self._batch.id_piece_by_message
         return found if type(found) is int and not taken else None
 
     def _give_ids(self, ids: _Ids) -> None:
@@ -238,9 +241,9 @@ class Encoder:
         flat: list[Any] = []
         for piece, (id_, key, bare) in ids.new.items():
             flat += (no - piece, pack_uuid(id_))
-            self._batch.know(key, (piece, no))
+            self._batch.record_location(key, (piece, no))
             self._batch.forget(bare)
-            self._batch.given[piece] = no
+            self._batch.id_piece_by_message[piece] = no
             ids.by_piece[piece] = no
         self._batch.put(no, mf.pack(flat))
 
@@ -250,7 +253,7 @@ class Encoder:
             return None
         if type(element) in _CONTAINERS and not _is_large(element, LARGE_INSIDE):
             return None
-        if self._depth == DEEPEST:
+        if self._depth == MAX_DEPTH:
             return None
         self._depth += 1
         try:
@@ -291,13 +294,13 @@ class Encoder:
 
     # --- sequences of pieces
 
-    def _items(self, parts: list[Any], lane_part: int) -> list[Any]:
-        """Parts as the items of a manifest; a sequence of many ranges is frozen, or names one that is.
+    def _items(self, parts: list[Any], block_part: int) -> list[Any]:
+        """Parts as the items of a manifest; a sequence of many ranges becomes a sequence piece, or names one.
 
-        `lane_part`: which part of the lane their pieces are from.
+        `block_part`: which part of the block their pieces are from.
         """
-        base = self._batch.base + start_of(lane_part)
-        if len(parts) > GRID and (named := self._after_frozen(parts, base)) is not None:
+        base = self._batch.base + start_of(block_part)
+        if len(parts) > GRID and (named := self._after_sequence(parts, base)) is not None:
             return named
         items = mf.encode_items(parts, base)
         if self._fits(items) or not all(type(p) is int for p in parts):
@@ -306,15 +309,15 @@ class Encoder:
             sliced = mf.encode_items(mf.slices(parts, no, numbers), base)
             if self._fits(sliced):
                 return self._named(no, sliced)
-        no = self._batch.freeze(list(parts), mf.encode_frozen)
+        no = self._batch.add_sequence(list(parts), mf.encode_sequence)
         return self._named(no, [no - base, 0, 0, len(parts)])
 
     @staticmethod
     def _fits(items: list[Any]) -> bool:
-        return len(items) <= 24 or len(mf.pack(items)) <= mf.FREEZE_BYTES
+        return len(items) <= 24 or len(mf.pack(items)) <= mf.SEQUENCE_BYTES
 
-    def _after_frozen(self, parts: list[Any], base: int) -> list[Any] | None:
-        """The common case of a long list: a frozen sequence, then what was appended since."""
+    def _after_sequence(self, parts: list[Any], base: int) -> list[Any] | None:
+        """The common case of a long list: a sequence piece, then what was appended since."""
         for no, numbers in self._batch.candidates():
             if len(numbers) <= len(parts) and parts[: len(numbers)] == numbers:
                 tail: list[Any] = [mf.Slice(no, 0, len(numbers)), *parts[len(numbers) :]]
@@ -324,6 +327,6 @@ class Encoder:
         return None
 
     def _named(self, no: int, items: list[Any]) -> list[Any]:
-        self._batch.name(no)
-        self.structural.add(no)
+        self._batch.reference(no)
+        self.sequence_nos.add(no)
         return items

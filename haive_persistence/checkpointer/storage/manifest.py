@@ -16,13 +16,13 @@ described by a *manifest*, which names pieces instead of holding them:
     items           a flat array of
                         start, n (n > 0)           pieces start … start+n-1, each a slice of the list
                                                    (or dict), serialised
-                        no, 0, first, count        `count` numbers of frozen sequence `no`, from `first`
+                        no, 0, first, count        `count` numbers of sequence piece `no`, from `first`
                         [key | None, m]            one element (entry) with a manifest of its own
 
 Numbers in `items` are written as differences to the number expected next, at first to where such
-pieces begin in the lane of `base` (`_FROM`, `start_of`), so that an append-only list is one range and costs a
-few bytes however long it is. A sequence that falls into many ranges
-is *frozen*: written once as a piece of its own, and from then on named by a slice of it.
+pieces begin in the block of `base` (`_FROM`, `start_of`), so that an append-only list is one range and costs
+a few bytes however long it is. A sequence that falls into many ranges
+is written once as a *sequence piece*, and from then on named by a slice of it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ Entry = tuple[str | None, Manifest]  # (key or None, manifest) of one element th
 
 
 class Slice(NamedTuple):
-    """`length` numbers of the frozen sequence `no`, from `first`."""
+    """`length` numbers of the sequence piece `no`, from `first`."""
 
     no: int
     first: int
     length: int
 
 
-Part = int | Slice | Entry  # a piece, a slice of a frozen sequence, an element with its own manifest
+Part = int | Slice | Entry  # a piece, a slice of a sequence piece, an element with its own manifest
 
-FREEZE_BYTES = 64  # a sequence whose ranges take more than this is frozen
+SEQUENCE_BYTES = 64  # a sequence whose ranges take more than this becomes a sequence piece
 
 
 def pack(value: object) -> bytes:
@@ -96,9 +96,9 @@ def encode_items(parts: Iterable[Part], base: int) -> list[Any]:
     return out
 
 
-def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int | Slice]:
-    """The numbers `parts`, with runs that stand in the frozen sequence `no` as slices of it."""
-    where = {number: at for at, number in enumerate(frozen)}
+def slices(parts: Sequence[int], no: int, sequence: Sequence[int]) -> Iterator[int | Slice]:
+    """The numbers `parts`, with runs that stand in the sequence piece `no` as slices of it."""
+    where = {number: at for at, number in enumerate(sequence)}
     at, end = 0, len(parts)
     while at < end:
         first = where.get(parts[at])
@@ -107,7 +107,11 @@ def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int
             at += 1
             continue
         count = 1
-        while at + count < end and first + count < len(frozen) and parts[at + count] == frozen[first + count]:
+        while (
+            at + count < end
+            and first + count < len(sequence)
+            and parts[at + count] == sequence[first + count]
+        ):
             count += 1
         if count > 2:
             yield Slice(no, first, count)
@@ -117,11 +121,11 @@ def slices(parts: Sequence[int], no: int, frozen: Sequence[int]) -> Iterator[int
 
 
 def decode_items(
-    items: Sequence[Any], base: int, frozen: Mapping[int, Sequence[int]]
+    items: Sequence[Any], base: int, sequences: Mapping[int, Sequence[int]]
 ) -> Iterator[tuple[int, int] | list[Any]]:
     """Yield `(start, length)` ranges of pieces, and `[key, manifest]` of elements with their own.
 
-    Raises KeyError with the piece's number when a frozen sequence is not in `frozen` yet.
+    Raises KeyError with the piece's number when a sequence piece is not in `sequences` yet.
     """
     expected, at, end = base, 0, len(items)
     while at < end:
@@ -137,28 +141,28 @@ def decode_items(
             at += 2
         else:
             first, count = items[at + 2], items[at + 3]
-            yield from ranges(frozen[start][first : first + count])
+            yield from ranges(sequences[start][first : first + count])
             at += 4
 
 
-def frozen_numbers(manifest: Manifest, base: int) -> Iterator[int]:
-    """The numbers of the frozen sequences a manifest names, at any depth."""
+def sequence_numbers(manifest: Manifest, base: int) -> Iterator[int]:
+    """The numbers of the sequence pieces a manifest names, at any depth."""
     if type(manifest) is not list or not manifest:
         return
     kind = manifest[0]
     if kind in (SEND, SNAPSHOT):
-        yield from frozen_numbers(manifest[-1], base)
+        yield from sequence_numbers(manifest[-1], base)
     elif kind in (LIST, DICT):
         for items, start in items_of(manifest, base):
-            yield from _frozen_in(items, start, base)
+            yield from _sequences_in(items, start, base)
 
 
-def _frozen_in(items: Sequence[Any], start: int, base: int) -> Iterator[int]:
+def _sequences_in(items: Sequence[Any], start: int, base: int) -> Iterator[int]:
     expected, at = start, 0
     while at < len(items):
         head = items[at]
         if type(head) is list:
-            yield from frozen_numbers(head[1], base)
+            yield from sequence_numbers(head[1], base)
             at += 1
         elif items[at + 1]:
             expected += head + items[at + 1]
@@ -169,25 +173,25 @@ def _frozen_in(items: Sequence[Any], start: int, base: int) -> Iterator[int]:
 
 
 def piece_numbers(
-    manifest: Manifest, base: int, frozen: Mapping[int, Sequence[int]]
+    manifest: Manifest, base: int, sequences: Mapping[int, Sequence[int]]
 ) -> Iterator[tuple[int, int]]:
-    """Every piece a manifest needs, as `(start, length)`; the frozen sequences included."""
+    """Every piece a manifest needs, as `(start, length)`; the sequence pieces included."""
     if type(manifest) is not list or not manifest:
         return
     kind = manifest[0]
     if kind == LEAF:
         yield base + manifest[1], 1
     elif kind in (SEND, SNAPSHOT):
-        yield from piece_numbers(manifest[-1], base, frozen)
+        yield from piece_numbers(manifest[-1], base, sequences)
     elif kind in (LIST, DICT):
-        for no in frozen_numbers(manifest, base):
+        for no in sequence_numbers(manifest, base):
             yield no, 1
         for items, start in items_of(manifest, base):
-            for part in decode_items(items, start, frozen):
+            for part in decode_items(items, start, sequences):
                 if isinstance(part, tuple):
                     yield part
                 else:
-                    yield from piece_numbers(part[1], base, frozen)
+                    yield from piece_numbers(part[1], base, sequences)
 
 
 def rebase(manifest: Manifest, by: int) -> Manifest:
@@ -218,8 +222,8 @@ def _rebase_items(items: Sequence[Any], by: int) -> list[Any]:
     return out
 
 
-def encode_frozen(numbers: Sequence[int]) -> bytes:
-    """A frozen sequence as a piece: its numbers as ranges, differences from the first."""
+def encode_sequence(numbers: Sequence[int]) -> bytes:
+    """A sequence piece as a piece: its numbers as ranges, differences from the first."""
     base = numbers[0] if numbers else 0
     out = [base]
     expected = base
@@ -229,7 +233,7 @@ def encode_frozen(numbers: Sequence[int]) -> bytes:
     return pack(out)
 
 
-def decode_frozen(data: bytes) -> list[int]:
+def decode_sequence(data: bytes) -> list[int]:
     base, *steps = unpack(data)
     out: list[int] = []
     expected = base

@@ -64,13 +64,13 @@ _EXACT = (
 )
 
 
-def message_key(message: BaseMessage, *, bare: bool = False) -> bytes | None:
+def message_key(message: BaseMessage, *, without_id: bool = False) -> bytes | None:
     """The exact contents of a message's fields, type by type; None if it holds foreign objects.
 
-    `bare`: as they would be without an id.
+    `without_id`: as they would be without an id.
     """
     extra = message.__pydantic_extra__
-    fields = {**message.__dict__, "id": None} if bare else message.__dict__
+    fields = {**message.__dict__, "id": None} if without_id else message.__dict__
     try:
         return ormsgpack.packb([fields, extra] if extra else fields, option=_EXACT)
     except (TypeError, ValueError):
@@ -105,7 +105,7 @@ def _copier(value: Any) -> Callable[[Any], Any] | None:
 
 
 class _Shape:
-    """What originals have in common that are copied together."""
+    """What messages have in common that are copied together."""
 
     __slots__ = ("cls", "complete", "dicts", "lists")
 
@@ -121,7 +121,7 @@ class _Shape:
 _shapes: dict[tuple[Any, ...], _Shape] = {}
 
 
-class Original:
+class CachedMessage:
     """A decoded message that is handed out as copies only."""
 
     __slots__ = ("extra", "fields", "others", "shape", "special", "was_set")
@@ -141,7 +141,7 @@ class Original:
         self.special = bool(self.others or self.extra or self.extra is None or not self.shape.complete)
 
     @classmethod
-    def of(cls, message: Any) -> Original | None:
+    def of(cls, message: Any) -> CachedMessage | None:
         """None when the message holds something that cannot be copied safely."""
         if type(message) not in MESSAGE_CLASSES or message.__pydantic_private__ is not None:
             return None
@@ -160,7 +160,7 @@ class Original:
 
 
 class _Group:
-    """The originals of one shape in a run: where they stand, and their fields."""
+    """The messages of one shape in a run: where they stand, and their fields."""
 
     __slots__ = ("fields", "places", "shape", "special")
 
@@ -168,9 +168,9 @@ class _Group:
         self.shape = shape
         self.places: list[int] = []
         self.fields: list[dict[str, Any]] = []
-        self.special: list[tuple[int, Original]] = []  # place in this group
+        self.special: list[tuple[int, CachedMessage]] = []  # place in this group
 
-    def add(self, place: int, original: Original) -> None:
+    def add(self, place: int, original: CachedMessage) -> None:
         if original.special:
             self.special.append((len(self.places), original))
         self.places.append(place)
@@ -178,16 +178,16 @@ class _Group:
 
 
 class Run:
-    """A run of originals, to be copied again and again: whole, or its beginning.
+    """A run of messages, to be copied again and again: whole, or its beginning.
 
     A history of 50 snapshots of 2000 messages is 100,000 copies, most of its time. They are made field by
-    field for all originals of a shape, so that most of the work is done outside of Python's interpreter.
+    field for all messages of a shape, so that most of the work is done outside of Python's interpreter.
     """
 
-    def __init__(self, originals: Sequence[Original]) -> None:
-        self.length = len(originals)
+    def __init__(self, messages: Sequence[CachedMessage]) -> None:
+        self.length = len(messages)
         groups: dict[_Shape, _Group] = {}
-        for place, original in enumerate(originals):
+        for place, original in enumerate(messages):
             group = groups.get(original.shape)
             if group is None:
                 group = groups[original.shape] = _Group(original.shape)
@@ -195,7 +195,7 @@ class Run:
         self._groups = list(groups.values())
 
     def copies(self, ids: Sequence[str | None] | None = None, length: int | None = None) -> list[Any]:
-        """Copies that share nothing with other values, with the ids they are given besides their own.
+        """Copies that share nothing with other values, with the ids passed for them, which replace their own.
 
         Messages of one list share the set with the names of the fields that are set, where that is all of
         them: nothing a message does can change what the set says of another.

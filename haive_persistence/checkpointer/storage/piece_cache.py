@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog
-from haive_persistence.checkpointer.storage.piece_numbers import new_lane
+from haive_persistence.checkpointer.storage.piece_numbers import new_block
 
 TRIM_EVERY = 64  # operations
 
@@ -16,7 +16,7 @@ class ProcessCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.has_made_room = False  # so that a log that is not here may have been
+        self.has_evicted = False  # so that a log that is not here may have been
         self._lock = threading.Lock()
         self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
         self._operations = 0
@@ -37,13 +37,13 @@ class ProcessCache:
             self._logs.move_to_end(thread_key)
             return log
 
-    def absent(self, thread_key: bytes) -> ThreadLog:
+    def for_new_thread(self, thread_key: bytes) -> ThreadLog:
         """The log of a thread that is not stored yet; its epoch is known when it is."""
         with self._lock:
             log = self._logs.get(thread_key)
             if log is None or log.exists:
                 log = self._logs[thread_key] = ThreadLog(None)
-                log.take_lane(new_lane())  # nobody can know of its epoch yet, so nobody is in it
+                log.take_block(new_block())  # nobody can know of its epoch yet, so nobody is in it
             return log
 
     def drop(self, thread_key: bytes, log: ThreadLog | None = None) -> None:
@@ -63,13 +63,13 @@ class ProcessCache:
             while held > self.max_bytes and len(self._logs) > 1:
                 thread, _ = self._logs.popitem(last=False)
                 held -= taken[thread]
-                self.has_made_room = True
+                self.has_evicted = True
             if held > self.max_bytes:
-                self._make_room_in_last()
+                self._evict_last()
 
-    def _make_room_in_last(self) -> None:
+    def _evict_last(self) -> None:
         ((thread, log),) = self._logs.items()
-        log.let_go()
+        log.evict_payloads()
         if log.bytes_to_send() > self.max_bytes:  # of statements that failed
             del self._logs[thread]
-            self.has_made_room = True
+            self.has_evicted = True

@@ -1,33 +1,33 @@
-"""Numbers of pieces: the lanes processes take them from, and ranges of them. Pure."""
+"""Numbers of pieces: the number blocks processes take them from, and ranges of them. Pure."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
 
-OTHER, IDS, LISTS = range(3)  # the parts of a lane: all else, ids given to messages, slices of lists
+OTHER, IDS, LISTS = range(3)  # the parts of a number block: all else, ids given to messages, slices of lists
 
 
 def start_of(part: int) -> int:
-    """Where a part of a lane begins. Stored items count from there, so this may never change."""
+    """Where a part of a number block begins. Stored items count from there, so this may never change."""
     return part << 18
 
 
-LANE_BITS = 20
-LANE_SIZE = 1 << LANE_BITS
+BLOCK_BITS = 20
+BLOCK_SIZE = 1 << BLOCK_BITS
 PART_STARTS = tuple(map(start_of, (OTHER, IDS, LISTS)))
-PART_ENDS = (*PART_STARTS[1:], LANE_SIZE)
-MOST_PARTS = PART_ENDS[0]  # of the values of one statement, lists' slices not counted
-_ROOM = 1 << 16  # numbers left in a part when the lane is given up for another: room for one large value
+PART_ENDS = (*PART_STARTS[1:], BLOCK_SIZE)
+MAX_PARTS = PART_ENDS[0]  # of the values of one statement, lists' slices not counted
+_ROOM = 1 << 16  # numbers left in a part when the block is given up for another: room for one large value
 
 
-def new_lane() -> int:
-    """The first number of a fresh random lane; never 0, always below 2**63."""
-    return (secrets.randbits(43) | 1) << LANE_BITS
+def new_block() -> int:
+    """The first number of a fresh random block; never 0, always below 2**63."""
+    return (secrets.randbits(43) | 1) << BLOCK_BITS
 
 
-class LaneFull(Exception):
-    """A part of the lane has no number left: try again in a new one."""
+class BlockFull(Exception):
+    """A part of the block has no number left: try again in a new one."""
 
 
 def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -45,10 +45,10 @@ def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         return
 
 
-def used_up(lane: int, next_numbers: Sequence[int]) -> bool:
+def used_up(block: int, next_numbers: Sequence[int]) -> bool:
     other, ids, lists = next_numbers
     return (
-        other > lane + PART_STARTS[1] - _ROOM
-        or ids > lane + PART_STARTS[2] - _ROOM
-        or lists > lane + LANE_SIZE - _ROOM
+        other > block + PART_STARTS[1] - _ROOM
+        or ids > block + PART_STARTS[2] - _ROOM
+        or lists > block + BLOCK_SIZE - _ROOM
     )

@@ -117,7 +117,7 @@ def encode_head(
     if reuse is not None:
         for k in missing_values(checkpoint, new_versions):
             if k in reuse.manifests and reuse.versions.get(k) == versions[k]:
-                manifests[k] = encoder.again(reuse.manifests[k], reuse.base)
+                manifests[k] = encoder.reuse(reuse.manifests[k], reuse.base)
     names = [
         list(versions),
         [[node, list(v)] for node, v in seen.items()],
@@ -179,7 +179,7 @@ def _manifest(
         and channel in reuse.manifests
         and reuse.versions.get(channel) == versions.get(channel)
     ):
-        return encoder.again(reuse.manifests[channel], reuse.base)
+        return encoder.reuse(reuse.manifests[channel], reuse.base)
     return _encode(encoder, channel, value)
 
 
