@@ -22,6 +22,7 @@ from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, embedded
 from haive_persistence.db.embedded import EmbeddedServer
 from haive_persistence.errors import ConfigError
+from tests.builders import RoundTrips
 
 
 @pytest.hookimpl(wrapper=True)
@@ -125,3 +126,19 @@ def connected(dsn: str) -> Iterator[Callable[..., Database]]:
             return made
 
         yield make
+
+
+@pytest.fixture
+def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """The superuser, on the module's database."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def trips(database: Database) -> Iterator[RoundTrips]:
+    """The round trips made since the test began, or since `trips.clear()`."""
+    made = RoundTrips()
+    database.hooks.append(made.append)
+    yield made
+    database.hooks.remove(made.append)

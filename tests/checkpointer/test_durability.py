@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from langchain_core.messages import HumanMessage
 
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
-from tests.checkpointer.conftest import store, thread
+from tests.builders import store, thread, until
 from tests.checkpointer.durability_writer import WRITERS, advance, config, messages
 
 ROUNDS = 50
@@ -59,11 +58,13 @@ class Writers:
 
     def wait_for(self, count: int) -> None:
         """Until that many more checkpoints were acknowledged."""
-        goal, deadline = self.count + count, time.monotonic() + 60
-        while self.count < goal:
-            assert time.monotonic() < deadline, "the writers make no progress"
+        goal = self.count + count
+
+        def reached() -> bool:
             assert self.process.poll() is None, "the writers died by themselves"
-            time.sleep(0.005)  # polling a condition
+            return self.count >= goal
+
+        until(reached, seconds=60, why=lambda: "the writers make no progress")
 
     def kill(self) -> None:
         self.process.kill()

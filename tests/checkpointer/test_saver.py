@@ -33,7 +33,7 @@ from haive_persistence.checkpointer.storage import piece_numbers
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
 from haive_persistence.db.grouping import Grouping
-from tests.checkpointer.conftest import RoundTrips, make_checkpoint, store, thread
+from tests.builders import RoundTrips, make_checkpoint, store, thread
 
 
 class Colour(str, enum.Enum):
@@ -823,7 +823,7 @@ def test_one_object_serves_blocking_and_async_code_together(saver: Checkpointer)
 FORKS = """
 import os, signal, sys, threading
 from haive_persistence import Checkpointer
-from tests.checkpointer.conftest import store, thread
+from tests.builders import store, thread
 
 saver = Checkpointer(sys.argv[1])
 messages = ["x" * 2000]
@@ -870,7 +870,7 @@ def test_children_forked_without_pythons_knowledge(database: Database, dsn: str)
 import ctypes, os, sys
 from langchain_core.messages import HumanMessage
 from haive_persistence.checkpointer import Checkpointer
-from tests.checkpointer.conftest import store
+from tests.builders import store
 saver = Checkpointer(sys.argv[1])
 config = store(saver, {"n": 0})
 saver.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -17,7 +17,7 @@ from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
 from haive_persistence.codec import Codec
 from haive_persistence.db import Database
 from haive_persistence.db.embedded import EmbeddedServer
-from tests.checkpointer.conftest import store, thread
+from tests.builders import store, thread
 from tests.conftest import GivenServer
 
 KEY = secrets.token_bytes(32)
@@ -28,12 +28,6 @@ TABLES = {"piece": "payload", "checkpoint": "body", "pending_write": "payload"}
 @pytest.fixture
 def sealed(database: Database) -> Checkpointer:
     return Checkpointer(database, config=CheckpointConfig(encryption_key=KEY))
-
-
-@pytest.fixture
-def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
 
 
 def fill(saver: Checkpointer, thread_id: str = "t") -> dict[str, Any]:

@@ -33,13 +33,6 @@ def notes(_notes: None, database: Database) -> Database:
 
 
 @pytest.fixture
-def admin(dsn: str) -> Iterator[Connection]:
-    """The superuser, on the module's database."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
 def login(admin: Connection, dsn: str) -> Iterator[str]:
     """The connection string of a login that can do nothing special."""
     name = f"user_{uuid.uuid4().hex[:8]}"

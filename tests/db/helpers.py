@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
+from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from haive_persistence.db import Query, Statement
+from tests.builders import until
+
+__all__ = [
+    "ADD",
+    "ALL",
+    "COUNT",
+    "MOMENTS",
+    "ONE",
+    "SLEEP",
+    "WHO",
+    "Proxy",
+    "add",
+    "finish",
+    "in_process",
+    "reach",
+    "until",
+]
 
 ONE = Query("SELECT %(a)s::text, %(b)s::int8")
 WHO = Query("SELECT current_setting('haive.tenant', true), current_user::text, pg_backend_pid()")
+ASLEEP = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 SLEEP = Query("SELECT pg_sleep(%(seconds)s)")
 ADD = Query("INSERT INTO haive.note (tenant_id, id, body) VALUES (%(tenant)s, %(id)s, %(body)s)")
 ALL = Query("SELECT tenant_id, id, body FROM haive.note ORDER BY id")
@@ -45,6 +64,18 @@ def finish(process: subprocess.Popen[str], timeout: float = 60) -> str:
     assert process.returncode == 0, err
     assert not err, err
     return out
+
+
+#: Moments to cancel tasks at: after so many turns of the event loop, or (None) when the server is at work.
+MOMENTS = (0, 1, 2, 4, 8, None)
+
+
+async def reach(moment: int | None, admin: Connection[Any], asleep: int) -> None:
+    """Return at the moment; `asleep` is how many connections are in pg_sleep when the server is at work."""
+    for _ in range(moment or 0):
+        await asyncio.sleep(0)
+    if moment is None:
+        await asyncio.to_thread(until, lambda: admin.execute(ASLEEP).fetchone() == (asleep,))
 
 
 class Proxy:
@@ -135,11 +166,3 @@ class Proxy:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what must become true."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)

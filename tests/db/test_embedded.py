@@ -25,7 +25,8 @@ from haive_persistence.db.embedded import EmbeddedServer, files
 from haive_persistence.db.embedded.__main__ import main
 from haive_persistence.db.embedded.files import SHARED, FileLock
 from haive_persistence.errors import EmbeddedServerError
-from tests.db.helpers import finish, in_process, until
+from tests.builders import until
+from tests.db.helpers import finish, in_process
 
 ROOT = os.geteuid() == 0
 

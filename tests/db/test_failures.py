@@ -25,7 +25,8 @@ from haive_persistence.errors import (
     TimedOutError,
     UnavailableError,
 )
-from tests.db.helpers import ADD, ALL, COUNT, ONE, SLEEP, WHO, Proxy, add, until
+from tests.builders import until
+from tests.db.helpers import ADD, ALL, COUNT, ONE, SLEEP, WHO, Proxy, add
 
 Do = Callable[[Callable[[Db], Awaitable[Any]]], Any]
 
@@ -167,15 +168,14 @@ def test_statement_that_was_ended_by_the_server_did_not_happen_and_is_repeated(
 ) -> None:
     seen: list[int] = []
 
-    def terminate_once() -> None:
+    def terminate_once() -> bool:
         query = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid() AND state = 'active'"
-        while not seen:
-            for (pid,) in admin.execute(query, (f"%slow-{tenant}%",)).fetchall():
-                seen.append(pid)
-                _terminate(admin, pid)
-            time.sleep(0.01)
+        for (pid,) in admin.execute(query, (f"%slow-{tenant}%",)).fetchall():
+            seen.append(pid)
+            _terminate(admin, pid)
+        return bool(seen)
 
-    killer = threading.Thread(target=terminate_once)
+    killer = threading.Thread(target=until, args=(terminate_once,))
     killer.start()
     slow = Query(f"SELECT 'slow-{tenant}' FROM pg_sleep(0.5)")
     answers = do(notes)(lambda db: db.batch([add(tenant, "a"), Statement(slow)]))

@@ -15,7 +15,7 @@ from haive_persistence import errors
 from haive_persistence.db import Database
 from haive_persistence.db.grouping import Grouping
 from haive_persistence.db.protocol import Query, run_sync
-from tests.db.helpers import until
+from tests.builders import until
 
 WRITERS = 32
 INSERT = Query(

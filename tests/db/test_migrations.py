@@ -18,8 +18,8 @@ from haive_persistence.db import Database, migrate, run_sync
 from haive_persistence.db.migrate import Migration, migrations
 from haive_persistence.db.sql import in_schema, sql_root
 from haive_persistence.errors import ConfigError, MigrationError
-from tests.checkpointer.conftest import store
-from tests.checkpointer.conftest import thread as thread_config
+from tests.builders import store
+from tests.builders import thread as thread_config
 from tests.db.helpers import WHO, finish, in_process
 
 BASE = migrations()[0]

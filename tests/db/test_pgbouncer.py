@@ -10,7 +10,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
 from haive_persistence.db.migrate import migrations
 from haive_persistence.errors import ConflictError, DatabaseError, TimedOutError
+from tests.builders import until
 from tests.db.helpers import ALL, COUNT, ONE, WHO, add
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -76,18 +76,19 @@ def pooled_dsn(dsn: str, mode: str, _notes: None) -> Iterator[str]:
         [PGBOUNCER, str(directory / "ini")], cwd="/", stderr=subprocess.DEVNULL, **user
     )
     pooled = make_conninfo(dsn, host="127.0.0.1", port=listen)
-    give_up = time.monotonic() + 10
-    while True:
-        try:
-            psycopg.connect(pooled).close()
-            break
-        except psycopg.OperationalError:
-            assert time.monotonic() < give_up, (directory / "log").read_text()
-            time.sleep(0.02)
+    until(lambda: _answers(pooled), why=(directory / "log").read_text)
     yield pooled
     process.terminate()
     process.wait(20)
     shutil.rmtree(directory)
+
+
+def _answers(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,15 +43,6 @@ def runner(database: Database, kind: str) -> Run:
 @pytest.fixture
 def run(notes: Database, kind: str) -> Run:
     return runner(notes, kind)
-
-
-@pytest.fixture
-def trips(notes: Database) -> Iterator[list[RoundTrip]]:
-    """Every round trip of the test, in order."""
-    seen: list[RoundTrip] = []
-    notes.hooks.append(seen.append)
-    yield seen
-    notes.hooks.remove(seen.append)
 
 
 def test_rows_come_back_as_python_values(run: Run) -> None:

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
 from haive_persistence.errors import ConfigError, DatabaseError, PersistenceError
-from tests.db.helpers import ALL, COUNT, SLEEP, WHO, add
+from tests.db.helpers import ALL, COUNT, MOMENTS, SLEEP, WHO, add, reach
 
 MINE = Query("SELECT DISTINCT tenant_id FROM haive.note")
 TENANTS = [f"load-{n}" for n in range(6)]
@@ -147,11 +147,13 @@ def test_connection_given_back_dirty_is_not_used_again(pooled: Database, tenant:
     assert run_sync(pooled.for_tenant(tenant).blocking.fetch_one(WHO))[0] == tenant
 
 
-async def test_tenant_is_told_again_after_a_cancellation(pooled: Database, tenant: str) -> None:
+async def test_tenant_is_set_again_after_a_cancellation(
+    pooled: Database, tenant: str, admin: Connection[Any]
+) -> None:
     one, other = pooled.for_tenant(tenant).asynchronous, pooled.for_tenant("b").asynchronous
-    for pause in (0.0, 0.001, 0.003, 0.01):
+    for moment in MOMENTS:
         tasks = [asyncio.create_task(other.fetch_one(SLEEP, {"seconds": 5})) for _ in range(3)]
-        await asyncio.sleep(pause)
+        await reach(moment, admin, asleep=3)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -159,7 +161,9 @@ async def test_tenant_is_told_again_after_a_cancellation(pooled: Database, tenan
             assert row[0] == tenant
 
 
-async def test_cancelled_transactions_keep_nothing(pooled: Database, tenant: str) -> None:
+async def test_cancelled_transactions_keep_nothing(
+    pooled: Database, tenant: str, admin: Connection[Any]
+) -> None:
     db = pooled.for_tenant(tenant).asynchronous
 
     async def work() -> None:
@@ -167,9 +171,9 @@ async def test_cancelled_transactions_keep_nothing(pooled: Database, tenant: str
             await tx.execute(*add(tenant, uuid.uuid4().hex))
             await tx.fetch_one(SLEEP, {"seconds": 5})
 
-    for pause in (0.0, 0.002, 0.01, 0.03):
+    for moment in MOMENTS:
         task = asyncio.create_task(work())
-        await asyncio.sleep(pause)
+        await reach(moment, admin, asleep=1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert await db.fetch_one(COUNT) == (0,)

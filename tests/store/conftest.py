@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -10,6 +10,9 @@ import pytest
 
 from haive_persistence.db import Database
 from haive_persistence.store import PostgresStore
+from tests.builders import LETTERS, letters
+
+__all__ = ["LETTERS", "letters"]
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +38,3 @@ def sql(dsn: str, tenant: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]
             return cursor.fetchall() if cursor.description else []
 
         yield run
-
-
-@pytest.fixture
-def trips(database: Database) -> Iterator[list[Any]]:
-    """The round trips made since the test began, or since `trips.clear()`."""
-    made: list[Any] = []
-    database.hooks.append(made.append)
-    yield made
-    database.hooks.remove(made.append)
-
-
-def letters(texts: Sequence[str]) -> list[list[float]]:
-    """An embedding: how often each letter occurs, and a one that keeps it from being zero."""
-    return [[float(text.count(chr(97 + no))) for no in range(26)] + [1.0] for text in texts]
-
-
-LETTERS = {"dims": 27, "embed": letters, "fields": ["text"]}

@@ -15,7 +15,7 @@ from haive_persistence.db.catalogue import distribution_findings, isolation_find
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.store import PostgresStore
 from haive_persistence.store.nearest import Nearest
-from tests.store.conftest import LETTERS
+from tests.builders import LETTERS
 
 NAMES = ["a", "a_", "a%", "a.", "a.b", "", "A"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +17,19 @@ from haive_persistence.db import Database
 from haive_persistence.db.embedded import EmbeddedServer
 from haive_persistence.errors import ConfigError, MigrationError
 from haive_persistence.store import PostgresStore
-from tests.store.conftest import LETTERS
+from tests.builders import LETTERS
 
 
-@pytest.fixture
-def empty(server: EmbeddedServer) -> Iterator[str]:
-    """A database nobody has been in."""
-    name = f"empty_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server.dsn(), autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")
-        yield server.dsn(name)
-        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def test_as_the_incumbent_is_used(empty: str) -> None:
-    with PostgresStore.from_conn_string(empty) as store:
+def test_as_the_incumbent_is_used(empty_dsn: str) -> None:
+    with PostgresStore.from_conn_string(empty_dsn) as store:
         store.setup()
         store.put(("n",), "k", {"v": 1})
         assert store.get(("n",), "k") is not None
     with PostgresStore.from_conn_string(
-        empty, pipeline=True, pool_config={"min_size": 1, "max_size": 3, "timeout": 5}, ttl={"default_ttl": 1}
+        empty_dsn,
+        pipeline=True,
+        pool_config={"min_size": 1, "max_size": 3, "timeout": 5},
+        ttl={"default_ttl": 1},
     ) as store:
         assert (store.database.config.pool_size, store.database.config.pool_timeout) == (3, 5)
         assert store.get(("n",), "k") is not None
@@ -46,8 +37,8 @@ def test_as_the_incumbent_is_used(empty: str) -> None:
         store.stop_ttl_sweeper()
 
 
-async def test_as_the_asynchronous_incumbent_is_used(empty: str) -> None:
-    async with PostgresStore.from_conn_string(empty, index=LETTERS) as store:  # type: ignore[arg-type]
+async def test_as_the_asynchronous_incumbent_is_used(empty_dsn: str) -> None:
+    async with PostgresStore.from_conn_string(empty_dsn, index=LETTERS) as store:  # type: ignore[arg-type]
         await store.setup()
         await store.aput(("n",), "k", {"text": "a"})
         assert len(await store.asearch(("n",), query="a")) == 1
@@ -55,8 +46,8 @@ async def test_as_the_asynchronous_incumbent_is_used(empty: str) -> None:
         assert await store.stop_ttl_sweeper()
 
 
-def test_nothing_has_to_be_called(empty: str) -> None:
-    store = PostgresStore(PersistenceConfig(connection_string=empty, schema="other"))
+def test_nothing_has_to_be_called(empty_dsn: str) -> None:
+    store = PostgresStore(PersistenceConfig(connection_string=empty_dsn, schema="other"))
     store.put(("n",), "k", {"v": 1})
     assert store.database.schema == "other"
     store.close()
@@ -66,8 +57,8 @@ def test_nothing_has_to_be_called(empty: str) -> None:
 
 
 @pytest.mark.parametrize("schema", ["other", "Haive", "a_1"])
-def test_any_schema(empty: str, schema: str) -> None:
-    config = PersistenceConfig(connection_string=empty, schema=schema)
+def test_any_schema(empty_dsn: str, schema: str) -> None:
+    config = PersistenceConfig(connection_string=empty_dsn, schema=schema)
     with PostgresStore(config, index=LETTERS) as store:  # type: ignore[arg-type]
         store.setup()
         store.put(("n", "m"), "k", {"text": "abc"}, ttl=1)
@@ -79,30 +70,30 @@ def test_any_schema(empty: str, schema: str) -> None:
         assert store.sweep_ttl() == 0
 
 
-def test_pgvector_elsewhere_than_in_the_search_path(empty: str) -> None:
-    with psycopg.connect(empty, autocommit=True) as conn:
+def test_pgvector_elsewhere_than_in_the_search_path(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
         conn.execute('CREATE SCHEMA "Ext ensions"')
         conn.execute('GRANT USAGE ON SCHEMA "Ext ensions" TO PUBLIC')
         conn.execute('CREATE EXTENSION vector SCHEMA "Ext ensions"')
-    with PostgresStore(empty, index=LETTERS) as store:  # type: ignore[arg-type]
+    with PostgresStore(empty_dsn, index=LETTERS) as store:  # type: ignore[arg-type]
         store.put(("n",), "k", {"text": "abc"})
         assert len(store.search(("n",), query="abc")) == 1
 
 
 @pytest.mark.parametrize("without", ["create", "index"])
-def test_a_login_without_the_right_to_make_tables(empty: str, without: str) -> None:
+def test_a_login_without_the_right_to_make_tables(empty_dsn: str, without: str) -> None:
     index: Any = LETTERS if without == "index" else None
-    with PostgresStore(empty, index=index) as owner:
+    with PostgresStore(empty_dsn, index=index) as owner:
         owner.setup()
         owner.put(("n",), "k", {"text": "abc"})
-    with psycopg.connect(empty, autocommit=True) as conn:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
         conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
         conn.execute("DROP ROLE IF EXISTS guest")
         conn.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
         conn.execute("GRANT USAGE ON SCHEMA haive TO guest")
         conn.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA haive TO guest")
-        info = psycopg.conninfo.conninfo_to_dict(empty)
-        guest = psycopg.conninfo.make_conninfo(empty, user="guest", password="guest", host=info["host"])
+        info = psycopg.conninfo.conninfo_to_dict(empty_dsn)
+        guest = psycopg.conninfo.make_conninfo(empty_dsn, user="guest", password="guest", host=info["host"])
         try:
             with PostgresStore(guest, index=LETTERS) as store:  # type: ignore[arg-type]
                 if without == "index":
@@ -116,8 +107,8 @@ def test_a_login_without_the_right_to_make_tables(empty: str, without: str) -> N
             conn.execute("DROP ROLE guest")
 
 
-async def test_initialize(empty: str) -> None:
-    async with PostgresStore(empty, index=LETTERS) as store:  # type: ignore[arg-type]
+async def test_initialize(empty_dsn: str) -> None:
+    async with PostgresStore(empty_dsn, index=LETTERS) as store:  # type: ignore[arg-type]
         with pytest.raises(MigrationError, match="there is no schema 'haive', and create_schema=False"):
             await store.initialize(create_schema=False)
         with pytest.raises(MigrationError, match=r"lacks 0001_base, .*0003_store.* and run_migrations=False"):
@@ -129,9 +120,9 @@ async def test_initialize(empty: str) -> None:
         store.blocking.initialize()
 
 
-def test_setting_up_at_once(empty: str) -> None:
+def test_setting_up_at_once(empty_dsn: str) -> None:
     """Of eight concurrent setups of the incumbent seven failed."""
-    stores = [PostgresStore(empty, index=LETTERS) for _ in range(8)]  # type: ignore[arg-type]
+    stores = [PostgresStore(empty_dsn, index=LETTERS) for _ in range(8)]  # type: ignore[arg-type]
     errors: list[BaseException] = []
 
     def setup(store: PostgresStore) -> None:

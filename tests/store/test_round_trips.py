@@ -15,7 +15,7 @@ from haive_persistence.db import Database, Query
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import DatabaseError, InvalidIdentifierError, UnavailableError
 from haive_persistence.store import PostgresStore
-from tests.store.conftest import LETTERS
+from tests.builders import LETTERS
 
 GETS = [GetOp((f"n{no}", "deep"), f"k{no}") for no in range(100)]
 PUTS = [PutOp((f"n{no}", "deep"), f"k{no}", {"no": no}, ttl=10) for no in range(100)]

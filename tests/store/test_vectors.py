@@ -21,7 +21,7 @@ from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.errors import ConfigError, DatabaseError, InvalidInputError, TimedOutError
 from haive_persistence.store import PostgresStore
-from tests.store.conftest import LETTERS, letters
+from tests.builders import LETTERS, letters
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 
