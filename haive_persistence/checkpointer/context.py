@@ -12,7 +12,8 @@ from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.thread_reader import ThreadReader
 from haive_persistence.db import forks
-from haive_persistence.db.protocol import Db, Query
+from haive_persistence.db.protocol import Db
+from haive_persistence.db.sql import Queries
 from haive_persistence.errors import WrongKeyError
 
 ATTEMPTS = 8
@@ -26,7 +27,7 @@ class TenantContext:
 
     def __init__(
         self,
-        queries: Mapping[str, Query],
+        queries: Queries,
         tenant: str,
         cache: ProcessCache,
         keys: CodecProvider,

@@ -1,47 +1,98 @@
-"""The variants of the writing statements: with few pieces or many, sealed or not, waiting or not."""
+"""The writing statements: every text that the templates in checkpointer.sql can become.
+
+A statement differs in the number of its pieces (few are parameters of their own, in statements of few sizes),
+in whether it is sealed, and in whether it waits for the thread's row. `variants` lists all of the texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from haive_persistence.db.protocol import Query
+from haive_persistence.db.sql import Queries
 
-_ARRAYS = "unnest(%(numbers)s::bigint[], %(payloads)s::bytea[])"
 _SIZES = (1, 2, 4, 8)
+_MANY = -1
+
+# The template by what is written and how the thread is known: not at all, in an unconfirmed number
+# block, or in a confirmed one, with pieces or without.
+_CREATE = {"put": "create_and_put", "write": "create_and_write"}
+_ADD = {"put": "put", "write": "write"}
+_ADD_SHARED = {"put": "put_shared", "write": "write_shared"}
+_ADD_BARE = {"put": "put_bare", "write": "write_bare"}
 
 
-def with_pieces(query: Query, pieces: Sequence[tuple[int, bytes]]) -> tuple[Query, dict[str, Any]]:
-    """The statement that takes these pieces, and its parameters.
+class WriteStatement(NamedTuple):
+    """A statement that may share its round trip with those of other threads."""
 
-    A few pieces are parameters of their own, in statements of few sizes, filled up with number 0:
-    two arrays would take as long as all the rest (25 µs each to send, 50 µs to open).
+    query: Query
+    #: The same for a round trip of its own: it waits for whoever holds the thread's row.
+    fallback: Query
+
+
+class WriteStatements:
+    """The writing statements of one schema."""
+
+    def __init__(self, queries: Queries) -> None:
+        self._queries = queries
+        self._rendered: dict[tuple[str, int, bool], WriteStatement] = {}
+
+    def choose(
+        self, kind: str, pieces: Sequence[tuple[int, bytes]], *, creates: bool, shared: bool, sealed: bool
+    ) -> tuple[WriteStatement, dict[str, Any]]:
+        """The statement for a checkpoint ("put") or pending writes ("write"), and its pieces as parameters.
+
+        `creates`: the thread's row too. `shared`: other statements of this process may have sent the pieces.
+        """
+        if creates:
+            name = _CREATE[kind]
+        elif not shared:
+            name = _ADD[kind]
+        else:
+            name = (_ADD_SHARED if pieces else _ADD_BARE)[kind]
+        size, params = _bind_pieces(pieces)
+        key = (name, size, sealed)
+        found = self._rendered.get(key)
+        if found is None:
+            found = self._rendered[key] = self._render(*key)
+        return found, params
+
+    def variants(self) -> Iterator[tuple[str, Query]]:
+        """Every text, with the name of its template."""
+        for names in (_CREATE, _ADD, _ADD_SHARED, _ADD_BARE):
+            for name in names.values():
+                for size in (_MANY,) if names is _ADD_BARE else (*_SIZES, _MANY):
+                    for sealed in (False, True):
+                        for query in dict.fromkeys(self._render(name, size, sealed)):
+                            yield name, query
+
+    def _render(self, name: str, size: int, sealed: bool) -> WriteStatement:
+        queries = self._queries
+        slots = {"data_key_check": queries.part("data_key_is_stored") if sealed else ""}
+        if name not in _ADD_BARE.values():
+            rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
+            slots["pieces"] = queries.part("piece_arrays") if size == _MANY else f"(VALUES {rows})"
+        if name in _CREATE.values():
+            query = queries.render(name, **slots)
+            return WriteStatement(query, query)
+        grouped = queries.render(name, **slots, nowait="NOWAIT")
+        return WriteStatement(grouped, fallback=queries.render(name, **slots, nowait=""))
+
+
+def _bind_pieces(pieces: Sequence[tuple[int, bytes]]) -> tuple[int, dict[str, Any]]:
+    """The size of statement that takes these pieces, and its parameters.
+
+    Two arrays would take as long as all the rest: 25 µs each to send, 50 µs to open.
     """
-    if not pieces:
-        return query, {"numbers": [], "payloads": []}
-    for size in _SIZES:
-        if len(pieces) <= size:
-            params: dict[str, Any] = {}
-            for at in range(size):
-                params[f"no_{at}"], params[f"payload_{at}"] = pieces[at] if at < len(pieces) else (0, b"")
-            return _sized(query, size), params
-    return query, {"numbers": [no for no, _ in pieces], "payloads": [payload for _, payload in pieces]}
-
-
-@lru_cache(maxsize=256)
-def _sized(query: Query, size: int) -> Query:
-    rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
-    return Query(query.replace(_ARRAYS, f"(VALUES {rows})"))
-
-
-@lru_cache(maxsize=256)
-def while_sealed(query: Query, condition: Query) -> Query:
-    """The same statement, which does nothing once the data key that it seals with is not the one stored."""
-    return Query(query.replace("/* and_sealed */", condition))
-
-
-@lru_cache(maxsize=256)
-def waiting(query: Query) -> Query:
-    """The same statement, but it waits for who holds the thread's row (see `held` in the queries)."""
-    return Query(query.replace(" NOWAIT", ""))
+    if pieces:
+        for size in _SIZES:
+            if len(pieces) <= size:
+                params: dict[str, Any] = {}
+                for at in range(size):
+                    params[f"no_{at}"], params[f"payload_{at}"] = pieces[at] if at < len(pieces) else (0, b"")
+                return size, params
+    return _MANY, {
+        "numbers": [number for number, _ in pieces],
+        "payloads": [payload for _, payload in pieces],
+    }

@@ -20,7 +20,7 @@ from haive_persistence.checkpointer.ids import Address, encode_id
 from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.sealing import BoundCodec
-from haive_persistence.checkpointer.statements import waiting, while_sealed, with_pieces
+from haive_persistence.checkpointer.statements import WriteStatements
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead, ThreadLog
@@ -39,6 +39,7 @@ class Writes:
     def __init__(self, context: TenantContext, reads: Reads) -> None:
         self._context = context
         self._reads = reads
+        self._statements = WriteStatements(context.queries)
         self._writers = _grouping()
         forks.begins_anew(self)
 
@@ -146,7 +147,7 @@ class Writes:
             with log.lock:
                 batch = Batch(log)
                 try:
-                    name, params = encode(codec, batch, log)
+                    kind, params = encode(codec, batch, log)
                     pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
                 except BlockFull:
                     batch.rollback()
@@ -163,22 +164,19 @@ class Writes:
                 epoch = log.epoch
                 params |= {"thread": thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
                 if creates:
-                    name = f"create_and_{name}"
                     params["thread_id"] = address.thread_id
                 else:
                     params["epoch"] = epoch
-                    if batch.shared:
-                        name += "_shared" if pieces else "_bare"
-            query = self._context.queries[name]
             if codec.key is not None:
-                query = while_sealed(query, self._context.queries["and_sealed"])
                 params["key_no"], params["key"] = codec.key
-            query, more = with_pieces(query, pieces)
+            statement, more = self._statements.choose(
+                kind, pieces, creates=creates, shared=batch.shared, sealed=codec.key is not None
+            )
             params |= more
             size = sum(len(payload) for _, payload in pieces)
             try:
                 kept = await self._writers.fetch_all(
-                    db, query, params, alone=waiting(query), key=thread.bytes, size=size
+                    db, statement.query, params, alone=statement.fallback, key=thread.bytes, size=size
                 )
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:

@@ -6,15 +6,15 @@ import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import forks
-from haive_persistence.db.protocol import Db, Query
-from haive_persistence.db.sql import load_queries
+from haive_persistence.db.protocol import Db
+from haive_persistence.db.sql import Queries, load_queries
 from haive_persistence.errors import EmbeddedServerError, InvalidIdentifierError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Database:
         db: AsyncDb = AsyncDb(self._core, self._tenant)
         return db
 
-    def queries(self, room: str) -> Mapping[str, Query]:
+    def queries(self, room: str) -> Queries:
         """The named queries of `sql/queries/<room>.sql`, for this schema."""
         return load_queries(room, self.schema)
 

@@ -215,6 +215,7 @@ class Pool(ABC):
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
+        tenant: str = "",
     ) -> Outcome:
         """One round trip on `wire`."""
 
@@ -265,8 +266,9 @@ class BlockingPool(Pool):
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
+        tenant: str = "",
     ) -> Outcome:
-        outcome: Outcome = wire.conn.wait(wire.exchange(before, statements, after))
+        outcome: Outcome = wire.conn.wait(wire.exchange(before, statements, after, tenant))
         return outcome
 
     async def sleep(self, seconds: float) -> None:
@@ -341,8 +343,9 @@ class AsyncPool(Pool):
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
+        tenant: str = "",
     ) -> Outcome:
-        outcome: Outcome = await wire.conn.wait(wire.exchange(before, statements, after))
+        outcome: Outcome = await wire.conn.wait(wire.exchange(before, statements, after, tenant))
         return outcome
 
     async def sleep(self, seconds: float) -> None:

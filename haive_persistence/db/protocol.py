@@ -35,7 +35,7 @@ class Statement(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs statements for one tenant."""
+    """Runs statements for one tenant, which `%(tenant)s` is bound to unless the parameters name another."""
 
     async def fetch_all(self, query: Query, params: Params = (), *, idempotent: bool = False) -> list[Row]:
         """Run one statement and return its rows.

@@ -125,9 +125,9 @@ class Runner(_Statements):
         """One round trip, and telling the hooks of it."""
         hooks = self._core.hooks
         if not hooks:
-            return await pool.exchange(wire, before, statements, after)
+            return await pool.exchange(wire, before, statements, after, self._tenant)
         started = time.perf_counter()
-        outcome = await pool.exchange(wire, before, statements, after)
+        outcome = await pool.exchange(wire, before, statements, after, self._tenant)
         elapsed = (time.perf_counter() - started) * 1000
         texts = (*(b.decode() for b in before), *(s.query for s in statements), *(a.decode() for a in after))
         rows = 0 if isinstance(outcome, Failed) else sum(result.ntuples for result in outcome)

@@ -210,14 +210,19 @@ class Wire:
     # -- the exchange -------------------------------------------------------------------------
 
     def exchange(
-        self, before: Sequence[bytes], statements: Sequence[Statement], after: Sequence[bytes] = ()
+        self,
+        before: Sequence[bytes],
+        statements: Sequence[Statement],
+        after: Sequence[bytes] = (),
+        tenant: str = "",
     ) -> PQGen[Outcome]:
         """Send everything in one go; the outcome has the result of each of `statements`.
 
-        `before` and `after` are statements without parameters; a COMMIT is the first of `after`.
+        `before` and `after` are statements without parameters; a COMMIT is the first of `after`. `tenant` is
+        bound to `%(tenant)s` where the parameters of a statement do not name another.
         Raises InvalidInputError for a parameter that cannot be sent, before anything is.
         """
-        bound = [self._bind(query, params) for query, params in statements]
+        bound = [self._bind(query, params, tenant) for query, params in statements]
         pg = self._pg
         answers, places, fresh = 0, list[int](), dict[_Key, int]()
         try:
@@ -280,11 +285,11 @@ class Wire:
         pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
         return 2
 
-    def _bind(self, query: Query, params: Params) -> _Bound:
+    def _bind(self, query: Query, params: Params, tenant: str) -> _Bound:
         compiled = _compile(query)
         if not compiled.order:
             return _Bound(query, compiled.text, None, (), None)
-        values = _in_order(query, compiled, params)
+        values = _in_order(query, compiled, params, tenant)
         tx = self._tx
         try:
             sendable = tx.dump_sequence(values, compiled.formats)
@@ -327,13 +332,17 @@ class Wire:
         return Failed(error, Fate.NOT_RUN if at < commit_at else Fate.UNKNOWN)
 
 
-def _in_order(query: str, compiled: _Compiled, params: Params) -> Sequence[object]:
+def _in_order(query: str, compiled: _Compiled, params: Params, tenant: str) -> Sequence[object]:
     if compiled.positional:
         if isinstance(params, Mapping) or len(params) != len(compiled.order):
             raise TypeError(f"{len(compiled.order)} parameters in a sequence are wanted by: {query}")
         return params
     if not isinstance(params, Mapping):
-        raise TypeError(f"parameters by name are wanted by: {query}")
+        if params:
+            raise TypeError(f"parameters by name are wanted by: {query}")
+        params = {}
+    if "tenant" not in params:
+        params = {**params, "tenant": tenant}
     try:
         return [params[name] for name in compiled.order]
     except KeyError as missing:

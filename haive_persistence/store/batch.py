@@ -23,6 +23,7 @@ from langgraph.store.base import (
 )
 
 from haive_persistence.db import Query, Row, Statement
+from haive_persistence.db.sql import Queries
 from haive_persistence.errors import InvalidInputError
 from haive_persistence.store import keys
 from haive_persistence.store.arrays import text_array
@@ -30,7 +31,6 @@ from haive_persistence.store.filters import Condition, compile_filter
 from haive_persistence.store.values import Encoded, decode, encode
 from haive_persistence.store.vectors import VectorIndex, Vectors
 
-Queries = Mapping[str, Query]
 T = TypeVar("T")
 Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
 
@@ -75,13 +75,10 @@ class Search(NamedTuple):
             bound[f"operand_{no}"] = condition.operand
         return Statement(text, bound | params)
 
-    def filtered(self, queries: Queries, name: str) -> Query:
-        """The named query of store.sql with this scope and filter in their places."""
-        wheres = [_numbered(queries[condition.query], no) for no, condition in enumerate(self.conditions)]
-        filters = "".join(f" AND {where}" for where in wheres)
-        # Everything is no range: the planner would take any range for a small part of the table.
-        scope = f"AND {queries['where_in_scope']}" if self.op.namespace_prefix else ""
-        return Query(queries[name].replace("/* scope */", scope).replace("/* filters */", filters))
+    def filtered(self, queries: Queries, name: str, **slots: str) -> Query:
+        """The named query of store.sql with this filter in its place."""
+        wheres = (queries.part(c.query, number=str(number)) for number, c in enumerate(self.conditions))
+        return queries.render(name, filters="".join(f" AND {where}" for where in wheres), **slots)
 
 
 class Put(NamedTuple):
@@ -210,7 +207,10 @@ class Batch:
         def read(rows: Sequence[Row]) -> None:
             self.results[search.no] = [found_item(row) for row in rows]
 
-        return Step(search.statement(search.filtered(self.queries, "search_items"), self.tenant), read)
+        # Everything is no range: the planner would take any range for a small part of the table.
+        scope = f"AND {self.queries.part('where_in_scope')}" if search.op.namespace_prefix else ""
+        query = search.filtered(self.queries, "search_items", scope=scope)
+        return Step(search.statement(query, self.tenant), read)
 
     def _list(self, no: int, op: ListNamespacesOp, scope: keys.Scope, patterns: list[str]) -> Step:
         params: dict[str, object] = {
@@ -340,10 +340,6 @@ def found_item(row: Row, score: float | None = None) -> SearchItem:
 
 def no_vectors() -> Vectors:
     return {}, {}
-
-
-def _numbered(where: Query, no: int) -> str:
-    return where.replace("%(path)s", f"%(path_{no})s").replace("%(operand)s", f"%(operand_{no})s")
 
 
 def _columns(items: Sequence[tuple[str, str]]) -> dict[str, str]:

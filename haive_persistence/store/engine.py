@@ -12,9 +12,10 @@ from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
+from haive_persistence.db.sql import Queries
 from haive_persistence.db.ticks import Ticks, Turns
 from haive_persistence.errors import DatabaseError, MigrationError
-from haive_persistence.store.batch import Batch, Queries, Step, no_vectors
+from haive_persistence.store.batch import Batch, Step, no_vectors
 from haive_persistence.store.nearest import LargeScopes, Nearest
 from haive_persistence.store.vectors import PostgresIndexConfig, VectorIndex, Vectors, read_index
 

@@ -31,7 +31,7 @@ Path = tuple["str | int", ...]
 
 
 class Condition(NamedTuple):
-    """One `where_…` query of store.sql and what is bound to it."""
+    """One part `where_…` of store.sql and what is bound to it."""
 
     query: str
     path: str

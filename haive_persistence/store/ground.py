@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
-from haive_persistence.db import Database, Db, Query, failures
+from haive_persistence.db import Database, Db, failures
+from haive_persistence.db.sql import Queries
 from haive_persistence.errors import ConfigError, MigrationError
 from haive_persistence.store.vectors import VectorIndex
 
@@ -35,10 +35,10 @@ class Ground:
         self._index = index
         self._queries = database.queries("store")
         self._names = {name: f'"{database.schema}"."{name}"' for name in (index.table, index.index)}
-        self._aimed: Mapping[str, Query] | None = None
+        self._aimed: Queries | None = None
 
     @property
-    def aimed(self) -> Mapping[str, Query] | None:
+    def aimed(self) -> Queries | None:
         """The store's queries for this index, once the table is known to be there."""
         return self._aimed
 
@@ -49,7 +49,7 @@ class Ground:
         if schema is None or not table or not (index or self._index.kind != "hnsw" or not needs_index):
             return False
         _check_version(version, self._index)
-        self._aimed = {name: self._index.aim(text, schema) for name, text in self._queries.items()}
+        self._aimed = self._queries.fill(**self._index.slots(schema))
         return True
 
     def make(self) -> None:
@@ -133,15 +133,15 @@ class Ground:
         conn.execute(self._ddl("create_index_concurrently", schema))
 
     def _ddl(self, name: str, pgvector_schema: str) -> bytes:
-        text = self._index.aim(self._queries[name], pgvector_schema).format(
-            dims=self._index.dims,
-            table=self._index.table,
+        filled = self._queries.fill(
+            **self._index.slots(pgvector_schema),
+            dims=str(self._index.dims),
             index=self._index.index,
-            method=self._index.aim(self._index.method, pgvector_schema),
-            items=f'"{self._database.schema}".store_item',
-            vectors=f'"{self._database.schema}".{self._index.table}',
+            method=self._index.method(pgvector_schema),
+            items_regclass=f'"{self._database.schema}".store_item',
+            vectors_regclass=f'"{self._database.schema}".{self._index.table}',
         )
-        return text.encode()
+        return filled[name].encode()
 
 
 def _check_version(version: str, index: VectorIndex) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from langgraph.store.base import Result, SearchItem
 
 from haive_persistence.db import Row, Statement
-from haive_persistence.store.batch import Queries, Search, found_item
+from haive_persistence.db.sql import Queries
+from haive_persistence.store.batch import Search, found_item
 from haive_persistence.store.vectors import EXACT_VECTORS, VectorIndex
 
 _ANY_NUMBER = 2**62

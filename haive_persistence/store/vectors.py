@@ -16,7 +16,6 @@ from typing import Any, Literal, TypedDict, cast
 from langgraph.store.base import IndexConfig, PutOp, ensure_embeddings, get_text_at_path, tokenize_path
 from langgraph.store.base.embed import EmbeddingsLambda
 
-from haive_persistence.db import Query
 from haive_persistence.db.ticks import at_once
 from haive_persistence.errors import ConfigError, InvalidInputError
 
@@ -128,10 +127,10 @@ class VectorIndex:
     def index(self) -> str:
         return f"{self.table}_{self.kind}_{self.distance}"
 
-    @property
-    def method(self) -> str:
+    def method(self, pgvector_schema: str) -> str:
         """What follows CREATE INDEX … USING."""
-        built = f"{self.kind} (embedding pgvector.{self.vector_type}_{_OPCLASSES[self.distance]})"
+        opclass = f"{_quoted(pgvector_schema)}.{self.vector_type}_{_OPCLASSES[self.distance]}"
+        built = f"{self.kind} (embedding {opclass})"
         options = ", ".join(f"{name} = {value}" for name, value in self.parameters)
         return f"{built} WITH ({options})" if options else built
 
@@ -151,15 +150,14 @@ class VectorIndex:
             return 0.0
         return 1 - distance if self.distance == "cosine" else -distance
 
-    def aim(self, text: str, pgvector_schema: str) -> Query:
-        """A query of store.sql for this table, type and distance."""
-        there = '"' + pgvector_schema.replace('"', '""') + '".'
-        aimed = text.replace(".store_vector", f".{self.table}").replace(
-            "pgvector.vector", f"pgvector.{self.vector_type}"
-        )
-        return Query(
-            aimed.replace("pgvector.<=>", f"pgvector.{_OPERATORS[self.distance]}").replace("pgvector.", there)
-        )
+    def slots(self, pgvector_schema: str) -> dict[str, str]:
+        """What fills store.sql's queries for this table, type and distance."""
+        schema = _quoted(pgvector_schema)
+        return {
+            "vectors": self.table,
+            "vector_type": f"{schema}.{self.vector_type}",
+            "distance": f"{schema}.{_OPERATORS[self.distance]}",
+        }
 
     def texts(self, op: PutOp, value: Mapping[str, Any]) -> dict[str, str]:
         """Field name to text, for every text of an item that is to become a vector."""
@@ -189,6 +187,10 @@ class VectorIndex:
         if not all(map(math.isfinite, numbers)):
             raise InvalidInputError(f"the embedder returned NaN or infinity for {shown!r}")
         return f"[{','.join(map(repr, numbers))}]"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def tokenized(fields: Iterable[str]) -> tuple[tuple[str, Any], ...]:

@@ -5,40 +5,53 @@
 --   kind 'w' write       id of its checkpoint, number = write_no, payload
 --   kind 's' sequence    number = piece_no, payload: a sequence piece that a checkpoint or write names
 
+-- Every statement names the tenant, which the policies demand too: a session that a pooler gave to somebody else
+-- in between then finds nothing instead of their rows.
+
 -- The writing ones add to a thread while it is at the epoch they name, and answer with a row; with none if it is not.
--- Few pieces come as parameters of their own instead of arrays (`with_pieces`), which are slow to send and to open.
+-- `statements.py` fills their slots and lists every text that results.
 
 -- part: epoch_now
 -- What is remembered of a thread is tied to this: its epoch, in this life of the database.
 t.epoch # haive.incarnation(t.tableoid, t.xmin)
 
--- part: made
+-- part: data_key_is_stored
+-- Fills `data_key_check` if the pieces are sealed: only while the data key is stored that seals them.
+AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND key_no = %(key_no)s AND wrapped = %(key)s)
+
+-- part: insert_thread
+-- slot: data_key_check
 -- The thread's row, new. Its epoch is drawn here: a statement that is sent again after its answer was lost must not
 -- bring back an epoch that others know, if the thread it made was deleted in between.
 INSERT INTO haive.thread AS t (thread_key, epoch, tenant_id, thread_id)
 SELECT %(thread)s, hashtextextended(gen_random_uuid()::text, 0), %(tenant)s, %(thread_id)s
-WHERE true /* and_sealed */
+WHERE true /* data_key_check */
 ON CONFLICT (thread_key) DO NOTHING RETURNING /* epoch_now */ AS epoch
 
--- part: held
--- The thread's row, which nobody prunes or deletes until this is kept. Where somebody just does, the statement
--- fails at once and is asked again by itself, to wait (`waiting`): other threads' share its round trip.
-haive.thread t WHERE thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s /* and_sealed */ FOR SHARE NOWAIT
+-- part: lock_thread_shared
+-- slot: data_key_check
+-- slot: nowait
+-- FOR SHARE blocks prune and delete until commit. NOWAIT because statements are grouped, and those of other threads
+-- share the round trip; on 55P03 the statement is sent again alone, without it.
+haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND /* epoch_now */ = %(epoch)s
+/* data_key_check */ FOR SHARE /* nowait */
 
--- name: and_sealed
--- Where `and_sealed` stands, if the pieces are sealed: only while the data key is stored that seals them.
-AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND key_no = %(key_no)s AND wrapped = %(key)s)
+-- part: piece_arrays
+-- Fills `pieces` if there are many: any number of them.
+unnest(%(numbers)s::bigint[], %(payloads)s::bytea[])
 
 -- part: new_pieces
+-- slot: pieces
+-- Few pieces come as parameters of their own: arrays are slow to send and to open. Number 0 fills up.
 INSERT INTO haive.piece (thread_key, piece_no, tenant_id, payload)
 SELECT %(thread)s, p.piece_no, %(tenant)s, p.payload
-FROM held, unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS p (piece_no, payload) WHERE p.piece_no <> 0
+FROM held, /* pieces */ AS p (piece_no, payload) WHERE p.piece_no <> 0
 
 -- part: checkpoint
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
 SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s
 
--- part: once_more
+-- part: replace_checkpoint
 -- A checkpoint that is put again.
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, sequence_nos = excluded.sequence_nos,
@@ -50,69 +63,70 @@ SELECT %(thread)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)
 
 -- name: create_and_put
 -- The first checkpoint of a thread, its pieces and the thread's row; its epoch, or no row if the thread is there.
-WITH held AS (/* made */), pieces AS (/* new_pieces */)
+WITH held AS (/* insert_thread */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: put
 -- A checkpoint and its pieces, in a number block not confirmed yet: a piece that is there already is an error.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
-/* checkpoint */ FROM held /* once_more */ RETURNING 1;
+WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */)
+/* checkpoint */ FROM held /* replace_checkpoint */ RETURNING 1;
 
 -- name: put_shared
 -- The same in a confirmed number block: another statement of this process may have sent a piece already.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
-/* checkpoint */ FROM held /* once_more */ RETURNING 1;
+WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
+/* checkpoint */ FROM held /* replace_checkpoint */ RETURNING 1;
 
 -- name: put_bare
 -- The same without pieces.
-/* checkpoint */ FROM /* held */ /* once_more */ RETURNING 1;
+/* checkpoint */ FROM /* lock_thread_shared */ /* replace_checkpoint */ RETURNING 1;
 
 -- name: create_and_write
 -- Pending writes that arrive before their thread's first checkpoint.
-WITH held AS (/* made */), pieces AS (/* new_pieces */)
+WITH held AS (/* insert_thread */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: write
 -- A task's pending writes and their pieces, in a number block not confirmed yet.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */)
+WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING 1;
 
 -- name: write_shared
 -- The same in a confirmed number block. A row that is there is this one: its answer was lost, and it was sent again.
-WITH held AS MATERIALIZED (SELECT 1 FROM /* held */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
+WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
 /* pending_write */ FROM held
 ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: write_bare
 -- The same without pieces.
-/* pending_write */ FROM /* held */
+/* pending_write */ FROM /* lock_thread_shared */
 ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
-SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s;
+SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- part: writes
 -- The pending writes of the checkpoints `c`. LATERAL with OFFSET 0 keeps the planner to the primary key, without statistics too.
 SELECT w.checkpoint_id, w.write_no, w.sequence_nos, w.payload
 FROM c CROSS JOIN LATERAL (
     SELECT checkpoint_id, write_no, sequence_nos, payload FROM haive.pending_write
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
     OFFSET 0) AS w
 
 -- part: rows
-SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t WHERE t.thread_key = %(thread)s
+SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t
+WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s
 UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, body FROM c
 UNION ALL SELECT 'w', checkpoint_id, write_no, NULL, payload FROM w
 UNION ALL SELECT 's', NULL, p.piece_no, NULL, p.payload FROM haive.piece p
-WHERE p.thread_key = %(thread)s
+WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s
   AND p.piece_no = ANY (ARRAY(SELECT unnest(sequence_nos) FROM c UNION SELECT unnest(sequence_nos) FROM w))
 
 -- name: get_latest
 -- The latest checkpoint of a namespace.
 WITH c AS MATERIALIZED (
     SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
     ORDER BY checkpoint_id DESC LIMIT 1
 ), w AS MATERIALIZED (/* writes */)
 /* rows */;
@@ -121,7 +135,7 @@ WITH c AS MATERIALIZED (
 -- One checkpoint by its id.
 WITH c AS MATERIALIZED (
     SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND checkpoint_id = %(id)s
 ), w AS MATERIALIZED (/* writes */)
 /* rows */;
 
@@ -129,14 +143,14 @@ WITH c AS MATERIALIZED (
 -- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes.
 WITH RECURSIVE c AS (
     (SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
-     WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s
+     WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
        AND (%(id)s::bytea IS NULL OR checkpoint_id = %(id)s)
      ORDER BY checkpoint_id DESC LIMIT 1)
     UNION ALL
     SELECT p.checkpoint_id, p.parent_id, p.sequence_nos, p.body, c.depth + 1
     FROM c CROSS JOIN LATERAL (
         SELECT checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
-        WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
+        WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
         LIMIT 1) AS p
     WHERE c.depth < %(depth)s
 ), w AS MATERIALIZED (/* writes */ WHERE c.depth > 0)
@@ -146,8 +160,9 @@ WITH RECURSIVE c AS (
 -- Pieces by number, if the thread is still at this epoch.
 SELECT p.piece_no, p.payload
 FROM haive.thread t
-JOIN haive.piece p ON p.thread_key = t.thread_key
-WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s AND p.piece_no = ANY (%(numbers)s::bigint[]);
+JOIN haive.piece p ON p.thread_key = t.thread_key AND p.tenant_id = t.tenant_id
+WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */ = %(epoch)s
+  AND p.piece_no = ANY (%(numbers)s::bigint[]);
 
 -- name: piece_ranges
 -- Pieces by ranges of numbers [start, end), if the thread is still at this epoch. LATERAL with OFFSET 0: a scan of the
@@ -157,9 +172,9 @@ FROM haive.thread t
 CROSS JOIN unnest(%(starts)s::bigint[], %(ends)s::bigint[]) AS r (start, stop)
 CROSS JOIN LATERAL (
     SELECT piece_no, payload FROM haive.piece
-    WHERE thread_key = %(thread)s AND piece_no >= r.start AND piece_no < r.stop
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND piece_no >= r.start AND piece_no < r.stop
     OFFSET 0) AS p
-WHERE t.thread_key = %(thread)s AND /* epoch_now */ = %(epoch)s;
+WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */ = %(epoch)s;
 
 -- The listing queries have the thread's key and the namespace's key in each row besides, and the thread's id in
 -- that of the thread; the checkpoints come last, in the order of the page.
@@ -169,7 +184,8 @@ SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM hai
 
 -- part: wanted
 -- Older than `before`, and with these labels, as far as they are labelled: the rest is decided by their metadata.
-(%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
+tenant_id = %(tenant)s
+  AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
   AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
        OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
 
@@ -178,16 +194,16 @@ w AS MATERIALIZED (
     SELECT w.thread_key, w.ns_key, w.checkpoint_id, w.write_no, w.sequence_nos, w.payload
     FROM page CROSS JOIN LATERAL (
         SELECT * FROM haive.pending_write
-        WHERE thread_key = page.thread_key AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
+        WHERE thread_key = page.thread_key AND tenant_id = %(tenant)s AND ns_key = page.ns_key AND checkpoint_id = page.checkpoint_id
         OFFSET 0) AS w
 ), f AS (
     SELECT DISTINCT thread_key, unnest(sequence_nos) AS piece_no FROM (
         SELECT thread_key, sequence_nos FROM page UNION ALL SELECT thread_key, sequence_nos FROM w) AS named
 )
 SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, /* epoch_now */, NULL::bytea, t.thread_id, NULL::bytea
-FROM haive.thread t WHERE t.thread_key IN (SELECT thread_key FROM page)
+FROM haive.thread t WHERE t.tenant_id = %(tenant)s AND t.thread_key IN (SELECT thread_key FROM page)
 UNION ALL SELECT 's', f.thread_key, NULL, NULL, f.piece_no, NULL, NULL, p.payload
-FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.piece_no = f.piece_no
+FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.piece_no = f.piece_no AND p.tenant_id = %(tenant)s
 UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, write_no, NULL, NULL, payload FROM w
 UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, body
            FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC)
@@ -196,7 +212,7 @@ UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, bo
 -- A page of one namespace's checkpoints, newest first: the order of the primary key.
 WITH page AS MATERIALIZED (
     /* columns */
-    WHERE thread_key = %(thread)s AND ns_key = %(ns_key)s AND /* wanted */
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR checkpoint_id < %(after_id)s)
     ORDER BY checkpoint_id DESC LIMIT %(limit)s
 ), /* all_of_page */;
@@ -205,7 +221,7 @@ WITH page AS MATERIALIZED (
 -- A page of one thread's checkpoints, newest first.
 WITH page AS MATERIALIZED (
     /* columns */
-    WHERE thread_key = %(thread)s AND /* wanted */
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR (checkpoint_id, ns_key) < (%(after_id)s, %(after_ns)s::bigint))
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
@@ -214,7 +230,7 @@ WITH page AS MATERIALIZED (
 -- One checkpoint in whichever namespaces of a thread have it.
 WITH page AS MATERIALIZED (
     /* columns */
-    WHERE thread_key = %(thread)s AND checkpoint_id = %(id)s AND /* wanted */
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND checkpoint_id = %(id)s AND /* wanted */
       AND (%(ns_key)s::bigint IS NULL OR ns_key = %(ns_key)s)
       AND (%(after_id)s::bytea IS NULL OR ns_key < %(after_ns)s::bigint)
     ORDER BY ns_key DESC LIMIT %(limit)s
@@ -232,72 +248,73 @@ WITH page AS MATERIALIZED (
 
 -- name: delete_thread
 -- The thread's row first: it waits for the statements that hold it, and later ones find no thread.
-DELETE FROM haive.thread WHERE thread_key = ANY (%(threads)s::uuid[]);
+DELETE FROM haive.thread WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
 
 -- name: delete_checkpoints_of
 -- All checkpoints of some threads.
-DELETE FROM haive.checkpoint WHERE thread_key = ANY (%(threads)s::uuid[]);
+DELETE FROM haive.checkpoint WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
 
 -- name: delete_writes_of
 -- All pending writes of some threads.
-DELETE FROM haive.pending_write WHERE thread_key = ANY (%(threads)s::uuid[]);
+DELETE FROM haive.pending_write WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
 
 -- name: delete_pieces_of
 -- All pieces of some threads.
-DELETE FROM haive.piece WHERE thread_key = ANY (%(threads)s::uuid[]);
+DELETE FROM haive.piece WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
 
 -- name: lock_thread
 -- Take the thread for ourselves until the transaction ends.
-SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s FOR UPDATE;
+SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s FOR UPDATE;
 
 -- name: next_epoch
 -- Make what others know of the thread stale.
-UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s;
+UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: all_checkpoints
 -- Every checkpoint of a thread, newest first.
 SELECT ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
-WHERE thread_key = %(thread)s ORDER BY ns_key, checkpoint_id DESC;
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s ORDER BY ns_key, checkpoint_id DESC;
 
 -- name: all_writes
 -- Every pending write of a thread.
-SELECT ns_key, checkpoint_id, write_no, sequence_nos, payload FROM haive.pending_write WHERE thread_key = %(thread)s;
+SELECT ns_key, checkpoint_id, write_no, sequence_nos, payload FROM haive.pending_write
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: all_sequences
 -- The sequence pieces a thread's checkpoints and writes name.
 SELECT p.piece_no, p.payload FROM haive.piece p
-WHERE p.thread_key = %(thread)s AND p.piece_no = ANY (ARRAY(
-    SELECT unnest(sequence_nos) FROM haive.checkpoint WHERE thread_key = %(thread)s
-    UNION SELECT unnest(sequence_nos) FROM haive.pending_write WHERE thread_key = %(thread)s));
+WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s AND p.piece_no = ANY (ARRAY(
+    SELECT unnest(sequence_nos) FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
+    UNION SELECT unnest(sequence_nos) FROM haive.pending_write WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s));
 
 -- name: all_pieces
 -- Every piece of a thread.
-SELECT piece_no, payload FROM haive.piece WHERE thread_key = %(thread)s ORDER BY piece_no;
+SELECT piece_no, payload FROM haive.piece WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s ORDER BY piece_no;
 
 -- name: delete_checkpoints
 -- Some checkpoints, given as parallel arrays of their keys.
 DELETE FROM haive.checkpoint c USING unnest(%(ns_keys)s::bigint[], %(ids)s::bytea[]) AS k (ns_key, checkpoint_id)
-WHERE c.thread_key = %(thread)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
+WHERE c.thread_key = %(thread)s AND c.tenant_id = %(tenant)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
 
 -- name: delete_writes
 -- The pending writes of some checkpoints.
 DELETE FROM haive.pending_write w USING unnest(%(ns_keys)s::bigint[], %(ids)s::bytea[]) AS k (ns_key, checkpoint_id)
-WHERE w.thread_key = %(thread)s AND w.ns_key = k.ns_key AND w.checkpoint_id = k.checkpoint_id;
+WHERE w.thread_key = %(thread)s AND w.tenant_id = %(tenant)s AND w.ns_key = k.ns_key AND w.checkpoint_id = k.checkpoint_id;
 
 -- name: set_parents
 -- Checkpoints whose parent is gone get the nearest ancestor that is left, or none. A sealed body says it too: it comes resealed.
 UPDATE haive.checkpoint c SET parent_id = k.parent_id, body = COALESCE(k.body, c.body)
 FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(bodies)s::bytea[])
     AS k (ns_key, checkpoint_id, parent_id, body)
-WHERE c.thread_key = %(thread)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
+WHERE c.thread_key = %(thread)s AND c.tenant_id = %(tenant)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
 
 -- name: delete_pieces_outside
 -- The pieces that no kept checkpoint or write uses.
-DELETE FROM haive.piece WHERE thread_key = %(thread)s AND NOT piece_no <@ %(live)s::int8multirange;
+DELETE FROM haive.piece WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND NOT piece_no <@ %(live)s::int8multirange;
 
 -- name: threads_of_runs
 -- The threads that may have checkpoints of some runs (the key is a hash: look into the metadata to be sure).
-SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys)s::bigint[]);
+SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys)s::bigint[]) AND tenant_id = %(tenant)s;
 
 -- name: copy_thread_row
 -- The target thread's row, made or held: nobody deletes the thread until the copy is kept.
@@ -308,27 +325,27 @@ ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch;
 -- name: copy_pieces
 -- A thread's pieces, to another thread.
 INSERT INTO haive.piece (thread_key, piece_no, tenant_id, payload)
-SELECT %(target)s, piece_no, tenant_id, payload FROM haive.piece WHERE thread_key = %(thread)s
+SELECT %(target)s, piece_no, tenant_id, payload FROM haive.piece WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
 SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body
-FROM haive.checkpoint WHERE thread_key = %(thread)s
-/* once_more */;
+FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
+/* replace_checkpoint */;
 
 -- name: copy_writes
 -- A thread's pending writes, to another thread.
 INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
 SELECT %(target)s, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload
-FROM haive.pending_write WHERE thread_key = %(thread)s
+FROM haive.pending_write WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
 SELECT ns_key, run_key, checkpoint_id, parent_id, sequence_nos, labels, body
-FROM haive.checkpoint WHERE thread_key = %(thread)s;
+FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: insert_pieces
 -- One piece of a copy.
@@ -339,7 +356,7 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 -- One checkpoint of a copy.
 INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
 VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s)
-/* once_more */;
+/* replace_checkpoint */;
 
 -- name: insert_writes
 -- One pending write of a copy.

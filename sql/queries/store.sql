@@ -1,6 +1,6 @@
--- Queries of the store. Where a statement says /* scope */ or /* filters */, conditions of
--- `where_…` below are added, each with its own parameters. `haive.store_vector`, `pgvector.vector` and `pgvector.<=>`
--- stand for the table, the type and the distance operator that the store's index asks for.
+-- Queries of the store. The slots `scope` and `filters` take conditions, the parts `where_…` below, each with its own
+-- parameters. `vectors`, `vector_type` and `distance` are the table, the type and the distance operator of the
+-- store's index: see `VectorIndex.slots`.
 --
 -- Parameters stand in sub-selects where their values would change the planner's estimates: then a
 -- plan for any values is as good as one for these, and Postgres keeps it. Planning is most of the
@@ -53,6 +53,8 @@ held AS MATERIALIZED (
 )
 
 -- name: search_items
+-- slot: scope
+-- slot: filters
 -- The newest live items of a scope. Sorted without their values, which would be copied along.
 WITH newest AS MATERIALIZED (
     SELECT i.ctid AS place, i.updated_at, i.namespace, i.key
@@ -73,21 +75,25 @@ SELECT namespace, key, CASE WHEN exact IS NULL THEN value END, exact, created_at
 FROM found
 ORDER BY updated_at DESC, namespace, key;
 
--- name: where_in_scope
+-- part: where_in_scope
 i.namespace >= (SELECT %(low)s) AND i.namespace < (SELECT %(high)s)
 
--- name: where_contains
-i.value @> (SELECT %(operand)s::jsonb)
+-- part: where_contains
+-- slot: number
+i.value @> (SELECT %(operand_/* number */)s::jsonb)
 
--- name: where_matches
+-- part: where_matches
+-- slot: number
 -- `path` is a jsonpath predicate whose variables are in `operand`. Unknown is NULL, and finds nothing.
-jsonb_path_match(i.value, (SELECT %(path)s::jsonpath), (SELECT %(operand)s::jsonb), true)
+jsonb_path_match(i.value, (SELECT %(path_/* number */)s::jsonpath), (SELECT %(operand_/* number */)s::jsonb), true)
 
--- name: where_eq
-COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') = (SELECT %(operand)s::jsonb)
+-- part: where_eq
+-- slot: number
+COALESCE(i.value #> (SELECT %(path_/* number */)s::text[]), 'null') = (SELECT %(operand_/* number */)s::jsonb)
 
--- name: where_ne
-COALESCE(i.value #> (SELECT %(path)s::text[]), 'null') <> (SELECT %(operand)s::jsonb)
+-- part: where_ne
+-- slot: number
+COALESCE(i.value #> (SELECT %(path_/* number */)s::text[]), 'null') <> (SELECT %(operand_/* number */)s::jsonb)
 
 -- part: walk
 -- Walks the primary key: looks at 64 entries, then jumps behind the last namespace it saw (or
@@ -257,13 +263,17 @@ LEFT JOIN found ON true
 ORDER BY distance, namespace, key;
 
 -- name: search_exact
+-- slot: vectors
+-- slot: distance
+-- slot: vector_type
+-- slot: filters
 -- The nearest items of a scope, every vector of it measured, unless it has more than `most`.
 -- Items are looked up in the order of distance, until there are enough. "+ 0" keeps the planner
 -- from the index. A vector whose item was rewritten without it (put_at) counts no more.
 WITH size AS MATERIALIZED (
     SELECT count(*) AS vectors
     FROM (
-        SELECT FROM haive.store_vector v
+        SELECT FROM haive./* vectors */ v
         WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
         LIMIT %(most)s::bigint + 1
     ) counted
@@ -271,8 +281,8 @@ WITH size AS MATERIALIZED (
     SELECT v.namespace, v.key, v.distance
     FROM (
         SELECT v.namespace, v.key, v.put_at,
-               (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
-        FROM haive.store_vector v
+               (v.embedding OPERATOR(/* distance */) (SELECT %(query)s::/* vector_type */)) + 0 AS distance
+        FROM haive./* vectors */ v
         WHERE (SELECT vectors FROM size) <= %(most)s::bigint
           AND v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
         ORDER BY distance, v.namespace, v.key
@@ -288,23 +298,31 @@ WITH size AS MATERIALIZED (
 ), /* best */
 
 -- name: search_near
+-- slot: distance
+-- slot: vector_type
+-- slot: vectors
+-- slot: filters
 -- The nearest items of a scope by way of the index, roughly in order and more than asked for.
 WITH size AS MATERIALIZED (
     SELECT 0::bigint AS vectors
 ), ranked AS MATERIALIZED (
-    SELECT v.namespace, v.key, v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector AS distance
-    FROM haive.store_vector v, LATERAL (
+    SELECT v.namespace, v.key, v.embedding OPERATOR(/* distance */) %(query)s::/* vector_type */ AS distance
+    FROM haive./* vectors */ v, LATERAL (
         SELECT FROM haive.store_item i
         WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
           AND /* live */ /* filters */
         OFFSET 0
     ) i
     WHERE v.tenant_id = %(tenant)s AND v.namespace >= %(low)s AND v.namespace < %(high)s
-    ORDER BY v.embedding OPERATOR(pgvector.<=>) %(query)s::pgvector.vector
+    ORDER BY v.embedding OPERATOR(/* distance */) %(query)s::/* vector_type */
     LIMIT %(fetch)s::bigint
 ), /* best */
 
 -- name: search_all
+-- slot: distance
+-- slot: vector_type
+-- slot: vectors
+-- slot: filters
 -- The nearest items of a scope, from the items to their vectors: for a large scope where the index
 -- gave up, which is where a filter leaves few.
 WITH size AS MATERIALIZED (
@@ -312,8 +330,8 @@ WITH size AS MATERIALIZED (
 ), ranked AS MATERIALIZED (
     SELECT i.namespace, i.key, v.distance
     FROM haive.store_item i, LATERAL (
-        SELECT (v.embedding OPERATOR(pgvector.<=>) (SELECT %(query)s::pgvector.vector)) + 0 AS distance
-        FROM haive.store_vector v
+        SELECT (v.embedding OPERATOR(/* distance */) (SELECT %(query)s::/* vector_type */)) + 0 AS distance
+        FROM haive./* vectors */ v
         WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.put_at = i.updated_at
         OFFSET 0
     ) v
@@ -324,21 +342,24 @@ WITH size AS MATERIALIZED (
 ), /* best */
 
 -- name: drop_vectors
+-- slot: vectors
 -- The vectors of items that are about to get new ones. Whoever touches a vector holds its item.
-DELETE FROM haive.store_vector d
+DELETE FROM haive./* vectors */ d
 USING unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[])) AS w (namespace, key),
 LATERAL (
     SELECT v.ctid AS place
-    FROM haive.store_vector v
+    FROM haive./* vectors */ v
     WHERE v.tenant_id = %(tenant)s AND v.namespace = w.namespace AND v.key = w.key
     OFFSET 0
 ) v
 WHERE d.tenant_id = %(tenant)s AND d.ctid = v.place;
 
 -- name: put_vectors
+-- slot: vectors
+-- slot: vector_type
 -- now() is the updated_at of the items just put: they are written in the same transaction.
-INSERT INTO haive.store_vector (tenant_id, namespace, key, field, put_at, embedding)
-SELECT %(tenant)s, p.namespace, p.key, p.field, now(), p.embedding::pgvector.vector
+INSERT INTO haive./* vectors */ (tenant_id, namespace, key, field, put_at, embedding)
+SELECT %(tenant)s, p.namespace, p.key, p.field, now(), p.embedding::/* vector_type */
 FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]),
             (SELECT %(fields)s::text[]), (SELECT %(embeddings)s::text[]))
     AS p (namespace, key, field, embedding);
@@ -356,26 +377,33 @@ SELECT (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.ex
 CREATE EXTENSION IF NOT EXISTS vector;
 
 -- name: create_vectors
+-- slot: vectors
+-- slot: vector_type
+-- slot: dims
 -- One vector of one field of an item. `put_at` is the item's updated_at when it was made.
 -- PLAIN keeps a vector that fits into a page with its row: an exact search reads them all.
-CREATE TABLE IF NOT EXISTS haive.store_vector (
+CREATE TABLE IF NOT EXISTS haive./* vectors */ (
     put_at    timestamptz NOT NULL,
     tenant_id text COLLATE "C" NOT NULL,
     namespace text COLLATE "C" NOT NULL,
     key       text COLLATE "C" NOT NULL,
     field     text COLLATE "C" NOT NULL,
-    embedding pgvector.vector({dims}) NOT NULL,
+    embedding /* vector_type */(/* dims */) NOT NULL,
     PRIMARY KEY (tenant_id, namespace, key, field),
     FOREIGN KEY (tenant_id, namespace, key) REFERENCES haive.store_item ON DELETE CASCADE
 );
 
 -- name: store_plain
-ALTER TABLE haive.store_vector ALTER COLUMN embedding SET STORAGE PLAIN;
+-- slot: vectors
+ALTER TABLE haive./* vectors */ ALTER COLUMN embedding SET STORAGE PLAIN;
 
 -- name: isolate_vectors
-CALL haive.isolate_tenants('{table}');
+-- slot: vectors
+CALL haive.isolate_tenants('/* vectors */');
 
 -- name: share_vectors
+-- slot: items_regclass
+-- slot: vectors
 -- Whoever may use the items may use their vectors.
 DO $$
 DECLARE
@@ -384,24 +412,32 @@ BEGIN
     FOR given IN
         SELECT a.grantee::regrole AS role, string_agg(a.privilege_type, ', ') AS privileges
         FROM pg_class c, aclexplode(c.relacl) a
-        WHERE c.oid = '{items}'::regclass AND a.grantee <> 0
+        WHERE c.oid = '/* items_regclass */'::regclass AND a.grantee <> 0
           AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
         GROUP BY a.grantee
     LOOP
-        EXECUTE format('GRANT %s ON haive.store_vector TO %s', given.privileges, given.role);
+        EXECUTE format('GRANT %s ON haive./* vectors */ TO %s', given.privileges, given.role);
     END LOOP;
 END
 $$;
 
 -- name: any_vector
+-- slot: vectors_regclass
 -- Asks for the size of the file: the owner sees no tenant's rows.
-SELECT pg_relation_size('{vectors}') > 0;
+SELECT pg_relation_size('/* vectors_regclass */') > 0;
 
 -- name: create_index
-CREATE INDEX IF NOT EXISTS {index} ON haive.store_vector USING {method};
+-- slot: index
+-- slot: vectors
+-- slot: method
+CREATE INDEX IF NOT EXISTS /* index */ ON haive./* vectors */ USING /* method */;
 
 -- name: create_index_concurrently
-CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON haive.store_vector USING {method};
+-- slot: index
+-- slot: vectors
+-- slot: method
+CREATE INDEX CONCURRENTLY IF NOT EXISTS /* index */ ON haive./* vectors */ USING /* method */;
 
 -- name: drop_index
-DROP INDEX CONCURRENTLY IF EXISTS haive.{index};
+-- slot: index
+DROP INDEX CONCURRENTLY IF EXISTS haive./* index */;
