@@ -91,7 +91,7 @@ def second(data_dir: str) -> None:
 
 
 def tables(saver: Checkpointer) -> list[tuple[str, int, int]]:
-    columns = {"piece": "payload", "checkpoint": "head", "pending_write": "payload"}
+    columns = {"piece": "payload", "checkpoint": "body", "pending_write": "payload"}
     with saver.database.connect() as conn:
         query = "SELECT count(*), sum(octet_length({})) FROM haive.{}"
         return [

@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointConfig",
     "Checkpointer",
     "Database",
+    "EncryptionConfig",
     "PersistenceConfig",
     "PostgresStore",
     "__version__",
@@ -22,13 +23,14 @@ _HOMES = {
     "CheckpointConfig": "haive_persistence.checkpointer",
     "Checkpointer": "haive_persistence.checkpointer",
     "Database": "haive_persistence.db",
+    "EncryptionConfig": "haive_persistence.config",
     "PersistenceConfig": "haive_persistence.config",
     "PostgresStore": "haive_persistence.store",
 }
 
 if TYPE_CHECKING:
     from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
-    from haive_persistence.config import PersistenceConfig
+    from haive_persistence.config import EncryptionConfig, PersistenceConfig
     from haive_persistence.db import Database
     from haive_persistence.store import PostgresStore
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,11 @@ from haive_persistence.errors import ConfigError
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 1_000_000
+
+#: The fewest characters of a passphrase.
+MIN_PASSPHRASE = 12
+
+Secret = str | bytes
 
 PoolerMode = Literal["auto", "session", "transaction"]
 
@@ -73,6 +78,65 @@ def _setting(name: str, default: T, parse: Callable[[str], Any] = str) -> T:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncryptionConfig:
+    """The keys of a database's encryption, the same in every process that uses it.
+
+    Lose the key and the data is lost: nothing in the database opens it. Store it where you store other
+    secrets, not in the database.
+
+    Raises ConfigError for a value that cannot work.
+    """
+
+    #: The master key: 32 bytes (raw, hexadecimal or base64), or a passphrase of at least 12 characters.
+    encryption_key: Secret = _setting("encryption_key", "")  # noqa: RUF009 - it makes a field
+    #: Master keys used before: they still open what they wrapped; `encryption_key` wraps new data keys.
+    #: In HAIVE_OLDER_ENCRYPTION_KEYS they are separated by semicolons.
+    older_encryption_keys: Sequence[Secret] = field(
+        default_factory=lambda: _several(os.environ.get("HAIVE_OLDER_ENCRYPTION_KEYS", ""))
+    )
+
+    def __post_init__(self) -> None:
+        older: object = self.older_encryption_keys
+        if not isinstance(older, list | tuple):
+            raise ConfigError("older_encryption_keys is a sequence of keys: write (key,) for one")
+        object.__setattr__(self, "older_encryption_keys", tuple(older))
+        _check_secret("encryption_key", self.encryption_key)
+        for key in self.older_encryption_keys:
+            _check_secret("a key of older_encryption_keys", key)
+
+    def has_keys_of(self, other: EncryptionConfig) -> bool:
+        """True if both name the same keys, whatever else they say."""
+        mine, theirs = self.encryption_key, other.encryption_key
+        return mine == theirs and self.older_encryption_keys == other.older_encryption_keys
+
+    def __repr__(self) -> str:
+        older = ", ".join("***" for _ in self.older_encryption_keys)
+        return f"EncryptionConfig(encryption_key=***, older_encryption_keys=({older}))"
+
+
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(";") if part.strip())
+
+
+def _check_secret(name: str, secret: object) -> None:
+    """Types and lengths only: to make a key of a passphrase takes half a second."""
+    if not secret:
+        raise ConfigError(
+            f"{name} is empty; is the variable set that it comes from? Give 32 bytes or a passphrase"
+        )
+    if not isinstance(secret, str | bytes):
+        raise ConfigError(f"{name} is a {type(secret).__name__}: give 32 bytes, or text")
+    if len(secret) < MIN_PASSPHRASE:
+        raise ConfigError(
+            f"{name} is too short: give 32 bytes, or a passphrase of at least {MIN_PASSPHRASE} characters"
+        )
+
+
+def _encryption_of_environment() -> EncryptionConfig | None:
+    return EncryptionConfig() if os.environ.get("HAIVE_ENCRYPTION_KEY") else None
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PersistenceConfig:
     """Where the data lives and how connections to it behave.
@@ -88,6 +152,10 @@ class PersistenceConfig:
     schema: str = _setting("schema", "haive")
     #: Whose rows are seen and written unless `for_tenant` says otherwise.
     tenant: str = _setting("tenant", "default")
+
+    #: Seals everything the user made, in the checkpointer and in the store; None stores in the clear.
+    #: Set by HAIVE_ENCRYPTION_KEY too.
+    encryption: EncryptionConfig | None = field(default_factory=_encryption_of_environment)
 
     #: Connections kept open, per process and for async code per event loop.
     pool_size: int = _setting("pool_size", 10, int)
@@ -137,6 +205,10 @@ class PersistenceConfig:
             raise ConfigError(
                 "pool_size must be a whole number of 1 or more, max_overflow one of 0 or more, pool_timeout "
                 f"above 0 seconds and at most {LONGEST_WAIT_S:,}"
+            )
+        if type(self.encryption) not in (EncryptionConfig, type(None)):
+            raise ConfigError(
+                f"encryption is a {type(self.encryption).__name__}: give an EncryptionConfig, or None"
             )
         if type(self.echo_sql) is not bool:
             raise ConfigError(f"echo_sql={self.echo_sql!r}: write True or False")

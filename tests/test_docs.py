@@ -30,6 +30,8 @@ def test_blocks_run(page: Path, dsn: str, server: EmbeddedServer, monkeypatch: p
     assert code, f"{page.name} shows no Python"
     monkeypatch.setenv("DATABASE_URL", dsn)
     monkeypatch.setenv("HAIVE_DATA_DIR", str(server.root))
+    monkeypatch.setenv("AGENTS_KEY", "00" * 32)
+    monkeypatch.setenv("AGENTS_NEW_KEY", "11" * 32)
     program = "\n\n".join(code)
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", program],

@@ -10,7 +10,6 @@ copy.py           copy a thread
 context.py        one tenant's queries, codec and cache
 thread_reader.py  rows to `CheckpointTuple`s
 statements.py     variants of the writing statements
-keys.py, sealing.py   a tenant's codec, each payload bound to its row
 ids.py            ids and keys
 storage/          how values become rows: pure, no database
 """

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from haive_persistence.config import EncryptionConfig, Secret
 from haive_persistence.errors import ConfigError
-
-Secret = str | bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +18,9 @@ class CheckpointConfig:
 
     #: "zstd", or None to store as serialised.
     compression: str | None = "zstd"
-    #: The master key everything the user made is sealed under: 32 bytes (raw, hex or base64) or a passphrase.
-    #: None stores in the clear. Once given, unsealed rows are refused.
+    #: Short for `PersistenceConfig(encryption=EncryptionConfig(encryption_key=…))`, which a store on the same
+    #: database needs anyway. The saver's own `database` then has these keys.
     encryption_key: Secret | None = field(default=None, repr=False)
-    #: Master keys used before: they still open what they sealed; `encryption_key` wraps new data keys.
     older_encryption_keys: Sequence[Secret] = field(default=(), repr=False)
     #: Metadata keys kept in the clear besides, so that `list(filter=…)` finds them in SQL; all others are
     #: compared after decoding.
@@ -33,11 +31,18 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.compression not in (None, "zstd"):
             raise ConfigError(f'compression={self.compression!r}: use "zstd" or None')
-        if self.encryption_key is not None and not self.encryption_key:
-            raise ConfigError("encryption_key is empty: give 32 bytes or a passphrase, or None for none")
         if isinstance(self.searchable_metadata, str):
             raise ConfigError("searchable_metadata is a sequence of keys, not one string")
         if self.cache_bytes < 0:
             raise ConfigError(f"cache_bytes={self.cache_bytes}: give the number of bytes, 0 or more")
         if self.older_encryption_keys and self.encryption_key is None:
             raise ConfigError("older_encryption_keys need an encryption_key that is current")
+        self.encryption()  # checks the keys
+
+    def encryption(self) -> EncryptionConfig | None:
+        """The keys that are set here, for the database; None if there are none."""
+        if self.encryption_key is None:
+            return None
+        return EncryptionConfig(
+            encryption_key=self.encryption_key, older_encryption_keys=self.older_encryption_keys
+        )

@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from haive_persistence.checkpointer.ids import thread_id_text, thread_key
-from haive_persistence.checkpointer.keys import CodecProvider
-from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.thread_reader import ThreadReader
 from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries
 from haive_persistence.errors import WrongKeyError
+from haive_persistence.keys import Sealing, Sealings
 
 ATTEMPTS = 8
 
@@ -30,13 +29,14 @@ class TenantContext:
         queries: Queries,
         tenant: str,
         cache: ProcessCache,
-        keys: CodecProvider,
+        keys: Sealings,
         searchable: Sequence[str] = (),
     ) -> None:
         self.queries = queries
         self.tenant = tenant
         self.cache = cache
-        self.codec = keys.codec
+        self.codec = keys.load
+        self.codec_to_write = keys.load_to_write
         self.keys = keys
         self.searchable = searchable
         forks.begins_anew(self)
@@ -48,12 +48,12 @@ class TenantContext:
     def thread_key(self, thread_id: object) -> uuid.UUID:
         return thread_key(self.tenant, thread_id_text(thread_id))
 
-    def reader(self, codec: BoundCodec, thread: uuid.UUID, epoch: int) -> ThreadReader:
+    def reader(self, codec: Sealing, thread: uuid.UUID, epoch: int) -> ThreadReader:
         return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
 
-    async def latest_codec(self, db: Db) -> BoundCodec:
+    async def latest_codec(self, db: Db) -> Sealing:
         """The codec with the data keys as they are stored now."""
-        await self.keys.look_again(db)
+        await self.keys.refresh(db)
         return await self.codec(db)
 
     async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
@@ -61,6 +61,6 @@ class TenantContext:
         try:
             return await read()
         except WrongKeyError:
-            if not await self.keys.look_again(db):
+            if not await self.keys.refresh(db):
                 raise
             return await read()

@@ -8,10 +8,10 @@ from typing import Any
 
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import thread_id_text
-from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage.piece_index import new_epoch
 from haive_persistence.db.protocol import Db, Statement
 from haive_persistence.errors import InvalidInputError
+from haive_persistence.keys import Sealing
 
 COPY_ROWS = 1000
 
@@ -62,17 +62,15 @@ class Copying:
                     await tx.batch([Statement(self._queries[name], params | row) for row in part])
 
 
-def _reseal_piece(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
+def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
     no, payload = row
-    return {"piece_no": no, "payload": codec.seal_piece(target, no, codec.open_piece(source, no, payload))}
+    data = codec.open("piece", (source, no), payload)
+    return {"piece_no": no, "payload": codec.seal("piece", (target, no), data)}
 
 
-def _reseal_head(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
+def _reseal_head(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
     ns_key, run, id_, parent, sequence_nos, labels, head = row
+    data = codec.open("checkpoint", (source, ns_key, id_), head)
     return {
         "ns_key": ns_key,
         "run_key": run,
@@ -80,21 +78,19 @@ def _reseal_head(
         "parent": parent,
         "sequence_nos": sequence_nos,
         "labels": labels,
-        "body": codec.seal_head(target, ns_key, id_, codec.open_head(source, ns_key, id_, head)),
+        "body": codec.seal("checkpoint", (target, ns_key, id_), data),
     }
 
 
-def _reseal_write(
-    codec: BoundCodec, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
-) -> dict[str, Any]:
+def _reseal_write(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
     ns_key, id_, no, sequence_nos, payload = row
-    data = codec.open_write(source, ns_key, id_, no, payload)
+    data = codec.open("pending_write", (source, ns_key, id_, no), payload)
     return {
         "ns_key": ns_key,
         "id": id_,
         "write_no": no,
         "sequence_nos": sequence_nos,
-        "payload": codec.seal_write(target, ns_key, id_, no, data),
+        "payload": codec.seal("pending_write", (target, ns_key, id_, no), data),
     }
 
 

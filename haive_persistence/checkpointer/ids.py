@@ -67,9 +67,9 @@ def ns_key(ns: str, branch: str = "") -> int:
     return int.from_bytes(_digest(8, branch, ns), "big", signed=True)
 
 
-def run_key(run_id: str) -> int:
-    """The 64-bit key by which a run's checkpoints are found."""
-    return int.from_bytes(_digest(8, "run", run_id), "big", signed=True)
+def run_key(run_id: str, blind: bytes | None) -> int:
+    """The 64-bit key by which a run's checkpoints are found; of a sealed run, its `blind` hash."""
+    return int.from_bytes((blind or _digest(8, "run", run_id))[:8], "big", signed=True)
 
 
 ROOT_NS_KEY = ns_key("")

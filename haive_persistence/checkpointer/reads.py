@@ -12,7 +12,6 @@ from langgraph.checkpoint.base import CheckpointTuple
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
 from haive_persistence.checkpointer.ids import Address, encode_id
 from haive_persistence.checkpointer.metadata import contains, labels_of
-from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.thread_reader import (
     StaleRead,
@@ -23,6 +22,7 @@ from haive_persistence.checkpointer.thread_reader import (
     open_rows,
 )
 from haive_persistence.db.protocol import Db
+from haive_persistence.keys import Sealing
 
 PAGE = 64
 GC_MIN_PIECES = 500  # decoded at once, from which on the collector is told that they are old
@@ -64,7 +64,7 @@ class Reads:
         raise again.final_error(f"thread {address.thread_id!r}")
 
     def open(
-        self, rows: Sequence[tuple[Any, ...]], address: Address, codec: BoundCodec
+        self, rows: Sequence[tuple[Any, ...]], address: Address, codec: Sealing
     ) -> tuple[ThreadReader | None, list[StoredCheckpoint]]:
         """Rows of a query on one namespace; checkpoints in order of their depth."""
         epoch = next((row[2] for row in rows if row[0] == "t"), None)

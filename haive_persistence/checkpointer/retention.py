@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from haive_persistence.checkpointer.context import TenantContext
-from haive_persistence.checkpointer.ids import ROOT_NS_KEY, encode_id
-from haive_persistence.checkpointer.sealing import BoundCodec
+from haive_persistence.checkpointer.ids import ROOT_NS_KEY, encode_id, run_key
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, new_epoch
 from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import InvalidInputError
+from haive_persistence.keys import Sealing
 
 COUNTERS = "counters_since_delta_snapshot"
 CheckpointKey = tuple[int, bytes]  # (ns_key, checkpoint_id)
@@ -68,7 +68,7 @@ class Retention:
             return
         wanted = {str(r) for r in run_ids}
         codec = await self._context.latest_codec(db)
-        keys = {"run_keys": [codec.run_key(r) for r in wanted]}
+        keys = {"run_keys": [run_key(r, codec.blind("run_id", r)) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
         def of_runs(thread: _Thread) -> set[CheckpointKey]:
@@ -100,7 +100,7 @@ class Retention:
         if to_delete:
             self._context.cache.drop(key.bytes)
 
-    async def _load_thread(self, tx: Executor, codec: BoundCodec, key: uuid.UUID, epoch: int) -> _Thread:
+    async def _load_thread(self, tx: Executor, codec: Sealing, key: uuid.UUID, epoch: int) -> _Thread:
         params = {"thread": key}
         names = ("all_sequences", "all_writes", "all_checkpoints")
         sequences, writes, rows = await tx.batch([Statement(self._queries[n], params) for n in names])
@@ -128,7 +128,7 @@ class Retention:
         return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
 
     async def _delete(
-        self, tx: Executor, codec: BoundCodec, key: uuid.UUID, thread: _Thread, to_delete: set[CheckpointKey]
+        self, tx: Executor, codec: Sealing, key: uuid.UUID, thread: _Thread, to_delete: set[CheckpointKey]
     ) -> None:
         kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in to_delete]
         live = live_ranges(thread.reader, kept, thread.orphan_writes)
@@ -175,11 +175,11 @@ def _new_parents(
         yield s, parent
 
 
-def _bound_head(codec: BoundCodec, s: StoredCheckpoint, parent: bytes | None) -> bytes | None:
+def _bound_head(codec: Sealing, s: StoredCheckpoint, parent: bytes | None) -> bytes | None:
     """The body sealed again where it says which parent it was sealed with."""
     if not codec.sealed or parent is None:
         return None
-    return codec.seal_head(s.thread, s.ns_key, s.id, records.with_parent(s.head, parent))
+    return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), records.with_parent(s.head, parent))
 
 
 def live_ranges(

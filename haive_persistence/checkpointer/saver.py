@@ -21,16 +21,16 @@ from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.copy import Copying
 from haive_persistence.checkpointer.delta import DeltaHistory
-from haive_persistence.checkpointer.keys import CodecProvider
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.codec import SafeSerializer
-from haive_persistence.config import PersistenceConfig
+from haive_persistence.config import EncryptionConfig, PersistenceConfig
 from haive_persistence.db import Database, forks
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
+from haive_persistence.keys import DataKeys, Sealings
 
 
 class HasDatabase(Protocol):
@@ -52,7 +52,7 @@ class _Parts(NamedTuple):
     """What a saver is made of, for one serialiser."""
 
     serde: SerializerProtocol
-    keys: CodecProvider
+    keys: Sealings
     context: TenantContext
     reads: Reads
     writes: Writes
@@ -102,7 +102,18 @@ class Checkpointer(BaseCheckpointSaver[Any]):
                 f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, "
                 "a Database, a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
             )
+        if (encryption := self.config.encryption()) is not None:
+            self._database = self._sealed(store, encryption)
+        self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
         self._built: _Parts | None = None
+
+    def _sealed(self, store: object, encryption: EncryptionConfig) -> Database:
+        if self._database.encryption is None and hasattr(store, "database"):
+            raise ConfigError(
+                f"this {type(store).__name__} would write plaintext beside a sealed checkpointer: make both "
+                "on one PersistenceConfig(encryption=EncryptionConfig(encryption_key=…))"
+            )
+        return self._database.with_encryption(encryption)
 
     @classmethod
     def from_conn_string(cls, conn_string: str, *, pipeline: bool = False, **options: Any) -> Self:
@@ -147,7 +158,9 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def for_tenant(self, tenant: str) -> Checkpointer:
         """The same saver on the same connections, for another tenant's threads."""
-        return Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
+        other = Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
+        other._data_keys = self._data_keys
+        return other
 
     @property
     def _parts(self) -> _Parts:
@@ -159,7 +172,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         parts = self._built
         if parts is None or parts.serde is not self.serde:
             queries, tenant = self._database.queries("checkpointer"), self._database.tenant
-            keys = CodecProvider(queries, tenant, self.serde, self.config)
+            keys = Sealings(self._data_keys, self.serde, self.config.compression)
             cache = ProcessCache(self.config.cache_bytes)
             context = TenantContext(queries, tenant, cache, keys, tuple(self.config.searchable_metadata))
             reads = Reads(context)
@@ -183,19 +196,30 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         return 1 if current is None else current + 1
 
     def rotate_encryption_key(self) -> int:
-        """Wrap this tenant's data keys under the current `encryption_key`; how many were wrapped anew.
+        """Wrap this tenant's data keys under the current `encryption_key`. No data is rewritten.
 
-        The key they were wrapped by must be among `older_encryption_keys`. No data is rewritten.
+        The key they were wrapped by must be among `older_encryption_keys`; no tenant whose keys were rotated
+        needs it any more.
+
+        Returns:
+            How many data keys were wrapped by another key.
+
+        Raises:
+            WrongKeyError: If a data key was wrapped by a key that is not configured.
+            ConfigError: If there is no `encryption_key`.
         """
-        return run_sync(self._parts.keys.rotate(self._database.blocking))
+        return run_sync(self._data_keys.rotate(self._database.blocking))
 
     def new_data_key(self) -> int:
-        """Seal what this object writes from now on with a fresh data key; its number.
+        """Make a fresh data key, which seals what this object writes from now on. Returns its number.
 
-        Other processes write with it once they have met it, or start anew; all of them read what is sealed
-        with any of the keys.
+        Other processes use the new key after they first read a record sealed with it, or after a restart. All
+        of them read what is sealed under any of the keys.
+
+        Raises:
+            ConfigError: If there is no `encryption_key`.
         """
-        return run_sync(self._parts.keys.add_data_key(self._database.blocking))
+        return run_sync(self._data_keys.add(self._database.blocking))
 
     # --- blocking
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
 
 from haive_persistence.checkpointer.ids import decode_id
-from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.decoder import Decoder
@@ -23,6 +22,7 @@ from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import ranges
 from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
+from haive_persistence.keys import Sealing
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
 
@@ -96,7 +96,7 @@ class ThreadReader:
     """Reads one thread at one epoch."""
 
     def __init__(
-        self, log: ThreadLog, codec: BoundCodec, thread: uuid.UUID, queries: Mapping[str, Query]
+        self, log: ThreadLog, codec: Sealing, thread: uuid.UUID, queries: Mapping[str, Query]
     ) -> None:
         self.log = log
         self.pieces = log.pieces
@@ -109,14 +109,15 @@ class ThreadReader:
 
     def open_sequence(self, no: int, payload: bytes) -> None:
         if no not in self.log.sequences:
-            data = self._codec.open_piece(self.thread, no, payload)
+            data = self._codec.open("piece", (self.thread, no), payload)
             self.log.record_pieces({no: data}, self.pieces)
             self.log.record_sequence(no, mf.decode_sequence(data))
 
     def open_head(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
     ) -> records.Head:
-        head = records.open_head(self._codec.open_head(self.thread, ns_key, checkpoint_id, payload))
+        identity = self.thread, ns_key, checkpoint_id
+        head = records.open_head(self._codec.open("checkpoint", identity, payload))
         bound = head.fields[11]
         if self._codec.sealed and parent is not None and bound != parent:
             raise TamperedError(
@@ -125,7 +126,7 @@ class ThreadReader:
         return head
 
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
-        data = self._codec.open_write(self.thread, ns_key, checkpoint_id, no, payload)
+        data = self._codec.open("pending_write", (self.thread, ns_key, checkpoint_id, no), payload)
         write = records.open_write(no, checkpoint_id, data)
         self.log.clock = max(self.log.clock, write.time)
         return write
@@ -167,10 +168,15 @@ class ThreadReader:
         for at in range(0, len(numbers), FETCH_AT_ONCE):
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
-            found = self._codec.open_pieces(self.thread, rows)
+            found = self._open_pieces(rows)
             self.log.record_pieces(found, self.pieces)
             if len(rows) != len(part):
                 raise StaleRead(self)
+
+    def _open_pieces(self, rows: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
+        numbers = [no for no, _ in rows]
+        opened = self._codec.open_all("piece", (self.thread,), numbers, (stored for _, stored in rows))
+        return dict(zip(numbers, opened, strict=True))
 
     def _piece_query(self, numbers: Sequence[int]) -> tuple[Query, dict[str, Any]]:
         key = {"thread": self.thread, "epoch": self.log.epoch}

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP, ChannelVersions, Checkpoint, CheckpointMetadata
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import Address, encode_id
+from haive_persistence.checkpointer.ids import Address, encode_id, run_key
 from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
-from haive_persistence.checkpointer.sealing import BoundCodec
 from haive_persistence.checkpointer.statements import WriteStatements
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.encoder import Encoder
@@ -28,6 +27,7 @@ from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, Bloc
 from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db
 from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
+from haive_persistence.keys import Sealing
 
 if TYPE_CHECKING:
     from haive_persistence.db.grouping import Grouping
@@ -63,7 +63,7 @@ class Writes:
             await self._load_parent(db, config, address, records.unchanged(checkpoint, new_versions))
         known: list[KnownHead] = []
 
-        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+        def encode(codec: Sealing, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             parent = address.checkpoint_id
             reuse = log.heads.get((address.ns_key, parent)) if parent else None
@@ -82,10 +82,10 @@ class Writes:
             return "put", {
                 "id": id_,
                 "parent": parent,
-                "run_key": codec.run_key(str(run)) if run else None,
+                "run_key": run_key(str(run), codec.blind("run_id", str(run))) if run else None,
                 "labels": labels_of(kept_metadata, self._context.searchable),
                 "sequence_nos": sorted(encoder.sequence_nos) or None,
-                "body": codec.seal_head(address.thread, address.ns_key, id_, head),
+                "body": codec.seal("checkpoint", (address.thread, address.ns_key, id_), head),
             }
 
         log = await self._send(db, address, encode)
@@ -118,7 +118,7 @@ class Writes:
         id_ = address.checkpoint_id
         upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
 
-        def encode(codec: BoundCodec, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
+        def encode(codec: Sealing, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
             encoder = Encoder(codec.codec, batch)
             no = batch.reserve()
             # Logical clock: later than every write read so far, even if another host's clock is ahead.
@@ -128,7 +128,7 @@ class Writes:
                 "id": id_,
                 "write_no": no,
                 "sequence_nos": sorted(encoder.sequence_nos) or None,
-                "payload": codec.seal_write(address.thread, address.ns_key, id_, no, record),
+                "payload": codec.seal("pending_write", (address.thread, address.ns_key, id_, no), record),
             }
 
         await self._send(db, address, encode)
@@ -137,18 +137,21 @@ class Writes:
         self,
         db: Db,
         address: Address,
-        encode: Callable[[BoundCodec, Batch, ThreadLog], tuple[str, dict[str, Any]]],
+        encode: Callable[[Sealing, Batch, ThreadLog], tuple[str, dict[str, Any]]],
     ) -> ThreadLog:
         """Encode against what is known of the thread and send it, until the thread agrees."""
         thread = address.thread
         log = self._context.cache.get(thread.bytes) or self._context.cache.for_new_thread(thread.bytes)
         for attempt in range(ATTEMPTS):
-            codec = await self._context.codec(db)
+            codec = await self._context.codec_to_write(db)
             with log.lock:
                 batch = Batch(log)
                 try:
                     kind, params = encode(codec, batch, log)
-                    pieces = [(no, codec.seal_piece(thread, no, batch.send[no])) for no in sorted(batch.send)]
+                    pieces = [
+                        (no, codec.seal("piece", (thread, no), data))
+                        for no, data in sorted(batch.send.items())
+                    ]
                 except BlockFull:
                     batch.rollback()
                     if not batch.shared:
@@ -197,7 +200,7 @@ class Writes:
                 else:
                     self._context.cache.drop(thread.bytes, log)
                 return log
-            await self._context.keys.look_again(db)
+            await self._context.keys.refresh_to_write(db)
             log = await self._refresh(db, address, log)
         raise ConflictError(
             f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None

@@ -271,7 +271,10 @@ class Keyring:
         it was changed, or belongs to another tenant or number.
         """
         header, body = wrapped[: 2 + _ID_BYTES], wrapped[2 + _ID_BYTES :]
-        reason = f"wrapped by master key {wrapping_id(wrapped)}; given were {sorted(self.ids)}"
+        reason = (
+            f"wrapped by master key {wrapping_id(wrapped)}; given were {sorted(self.ids)}: give the key "
+            "it was wrapped by as encryption_key, or among older_encryption_keys"
+        )
         box = self._boxes.get(header[2:])
         data_key = None if box is None else box.open(header, body, _wrap_context(tenant, number))
         if data_key is None:

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from haive_persistence.config import PersistenceConfig
+from haive_persistence.config import EncryptionConfig, PersistenceConfig
 from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries, load_queries
-from haive_persistence.errors import EmbeddedServerError, InvalidIdentifierError
+from haive_persistence.errors import ConfigError, EmbeddedServerError, InvalidIdentifierError
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -42,6 +42,7 @@ class Database:
             config = PersistenceConfig() if config is None else PersistenceConfig(connection_string=config)
         self._core = Core(config)
         self._tenant = self._core.check_tenant(config.tenant)
+        self._encryption = config.encryption
 
     @property
     def config(self) -> PersistenceConfig:
@@ -54,6 +55,11 @@ class Database:
     @property
     def tenant(self) -> str:
         return self._tenant
+
+    @property
+    def encryption(self) -> EncryptionConfig | None:
+        """The keys under which the rooms seal what they write here; None if they write in the clear."""
+        return self._encryption
 
     @property
     def hooks(self) -> list[StatementHook]:
@@ -85,9 +91,22 @@ class Database:
 
         Raises InvalidIdentifierError unless `tenant` is 1 to 255 characters without NUL.
         """
+        return self._view(self._core.check_tenant(tenant), self._encryption)
+
+    def with_encryption(self, encryption: EncryptionConfig) -> Database:
+        """The same database and the same connections, sealed under these keys.
+
+        Raises ConfigError if the database has other keys already.
+        """
+        if self._encryption is not None and not self._encryption.has_keys_of(encryption):
+            raise ConfigError(
+                "two encryption_keys for one database: set the key once, in PersistenceConfig(encryption=…)"
+            )
+        return self._view(self._tenant, self._encryption or encryption)
+
+    def _view(self, tenant: str, encryption: EncryptionConfig | None) -> Database:
         other = object.__new__(Database)
-        other._core = self._core
-        other._tenant = self._core.check_tenant(tenant)
+        other._core, other._tenant, other._encryption = self._core, tenant, encryption
         return other
 
     def setup(self) -> None:

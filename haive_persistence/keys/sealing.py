@@ -1,0 +1,98 @@
+"""Bytes in and out of rows: compressed, and sealed under the tenant's data key for the row they belong to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from haive_persistence.codec import Codec, blind_index, context, row
+from haive_persistence.codec.seal import Part
+from haive_persistence.db.protocol import Db
+from haive_persistence.keys.data_keys import MAX_TENANTS, DataKeys, TenantKeys
+
+Identity = tuple[Part, ...]
+
+
+class Sealing:
+    """Seals and opens one tenant's records; a sealed record opens only in the row it was sealed for.
+
+    `identity` is the full key of the row. `key` is the data key that seals, as stored: its number and its
+    wrapped form; None if nothing is sealed.
+    """
+
+    def __init__(self, codec: Codec, tenant: str, keys: TenantKeys) -> None:
+        self.codec = codec.with_sealer(keys.sealer)
+        self.sealed = keys.sealer is not None
+        self.keys = keys
+        self._tenant = tenant
+
+    @property
+    def key(self) -> tuple[int, bytes] | None:
+        return self.keys.current
+
+    def seal(self, table: str, identity: Identity, data: bytes) -> bytes:
+        """What to store in the row of `table` that `identity` names."""
+        aad = context(self._tenant, table, *identity) if self.sealed else b""
+        return self.codec.pack(data, aad)
+
+    def open(self, table: str, identity: Identity, stored: bytes) -> bytes:
+        """The bytes that `seal` was given for this row.
+
+        Raises a SealError if they are not sealed, sealed for another row, sealed with an unknown key or
+        changed; DecodeError if they are damaged or of a newer version.
+        """
+        aad = context(self._tenant, table, *identity) if self.sealed else b""
+        return self.codec.unpack(stored, aad)
+
+    def open_all(
+        self, table: str, prefix: Identity, ends: Sequence[Part], stored: Iterable[bytes]
+    ) -> list[bytes]:
+        """`open` for rows whose identities are `prefix` and one of `ends`."""
+        if not self.sealed:
+            return self.codec.unpack_all(stored, repeat(b""))
+        shared = context(self._tenant, table, *prefix)
+        return self.codec.unpack_all(stored, (shared + row(end) for end in ends))
+
+    def blind(self, field: str, value: str | int | float | bool | None) -> bytes | None:
+        """A keyed hash of a value, by which rows are found and nothing is told; None if nothing is sealed."""
+        if self.keys.index_key is None:
+            return None
+        return blind_index(self.keys.index_key, field, value)
+
+
+class Sealings:
+    """Each tenant's `Sealing`, for one serialiser."""
+
+    def __init__(
+        self, data_keys: DataKeys, serde: SerializerProtocol, compression: str | None = "zstd"
+    ) -> None:
+        self.data_keys = data_keys
+        self._codec = Codec(serde, compression=compression)
+        self._tenants: OrderedDict[str, Sealing] = OrderedDict()
+
+    async def load(self, db: Db) -> Sealing:
+        """The sealing of the tenant that `db` works for. Raises WrongKeyError if its keys do not open."""
+        return self._of(db.tenant, await self.data_keys.load(db))
+
+    async def load_to_write(self, db: Db) -> Sealing:
+        """`load`; makes the tenant's first data key if it has none."""
+        return self._of(db.tenant, await self.data_keys.load_to_write(db))
+
+    async def refresh(self, db: Db) -> bool:
+        """`DataKeys.refresh`."""
+        return await self.data_keys.refresh(db)
+
+    async def refresh_to_write(self, db: Db) -> None:
+        """`DataKeys.refresh_to_write`."""
+        await self.data_keys.refresh_to_write(db)
+
+    def _of(self, tenant: str, keys: TenantKeys) -> Sealing:
+        sealing = self._tenants.get(tenant)
+        if sealing is None or sealing.keys is not keys:
+            sealing = self._tenants[tenant] = Sealing(self._codec, tenant, keys)
+            if len(self._tenants) > MAX_TENANTS:
+                self._tenants.popitem(last=False)
+        return sealing
