@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from haive_persistence.checkpointer.ids import thread_id_text, thread_key
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.thread_reader import ThreadReader
-from haive_persistence.db import forks
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries
 from haive_persistence.errors import WrongKeyError
@@ -39,17 +38,13 @@ class TenantContext:
         self.codec_to_write = keys.load_to_write
         self.keys = keys
         self.searchable = searchable
-        forks.begins_anew(self)
-
-    def after_fork(self) -> None:
-        """A child must not write into its parent's number blocks."""
-        self.cache = ProcessCache(self.cache.max_bytes)
 
     def thread_key(self, thread_id: object) -> uuid.UUID:
         return thread_key(self.tenant, thread_id_text(thread_id))
 
     def reader(self, codec: Sealing, thread: uuid.UUID, epoch: int) -> ThreadReader:
-        return ThreadReader(self.cache.at_epoch(thread.bytes, epoch), codec, thread, self.queries)
+        log = self.cache.at_epoch(thread.bytes, epoch)
+        return ThreadReader(log, codec, thread, self.queries, self.cache)
 
     async def latest_codec(self, db: Db) -> Sealing:
         """The codec with the data keys as they are stored now."""

@@ -62,7 +62,9 @@ class DeltaHistory:
                 if missing := _needed_by(reader, walks):
                     await reader.fetch(db, missing)
                 with no_garbage_collection():
-                    return {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
+                    histories = {ch: _history(reader, ch, *walk) for ch, walk in walks.items()}
+                reader.settle()
+                return histories
             except StaleRead as stale:
                 again.forget(stale)
         raise again.final_error(f"thread {address.thread_id!r}")

@@ -59,7 +59,7 @@ class Reads:
             except StaleRead as stale:
                 again.forget(stale)
                 continue
-            self._context.cache.trim()
+            reader.settle()
             return found
         raise again.final_error(f"thread {address.thread_id!r}")
 
@@ -113,7 +113,6 @@ class Reads:
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None or filter else min(PAGE, left)
-            self._context.cache.trim()
             wanted = {**params, "limit": size}
             page = await self._context.with_all_keys(
                 db, partial(self._page, db, name, wanted, filter, thread_id)
@@ -167,7 +166,10 @@ class Reads:
                 if thread_id is not None:
                     found = [s._replace(thread_id=thread_id) for s in found]
                 with no_garbage_collection(many=len(found) > 1):
-                    return Page([readers[s.thread].checkpoint_tuple(s) for s in found], last, size)
+                    tuples = [readers[s.thread].checkpoint_tuple(s) for s in found]
+                for reader in readers.values():
+                    reader.settle()
+                return Page(tuples, last, size)
             except StaleRead as stale:
                 again.forget(stale)
         raise again.final_error("a thread of those listed")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Protocol, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -32,6 +35,9 @@ from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
 from haive_persistence.keys import DataKeys, Sealings
 
+#: Tenants whose data keys and the like stay in memory.
+MAX_TENANTS = 1000
+
 
 class HasDatabase(Protocol):
     """Anything that works on a `Database`, such as a `PostgresStore`."""
@@ -59,6 +65,52 @@ class _Parts(NamedTuple):
     delta: DeltaHistory
     retention: Retention
     copying: Copying
+
+
+class _Shared:
+    """What all tenants of one serialiser share: the memory, and the parts of the tenants used last."""
+
+    def __init__(self, serde: SerializerProtocol, config: CheckpointConfig, data_keys: DataKeys) -> None:
+        self.serde = serde
+        self._config = config
+        self._keys = Sealings(data_keys, serde, config.compression)
+        self._cache = ProcessCache(config.cache_bytes)
+        self._lock = threading.Lock()
+        self._by_tenant: OrderedDict[str, _Parts] = OrderedDict()
+        forks.begins_anew(self)
+
+    def after_fork(self) -> None:
+        """A child must not write into its parent's number blocks."""
+        self._lock = threading.Lock()
+        self._cache.clear()
+
+    def parts(self, database: Database) -> _Parts:
+        """The parts of the database's tenant: the same for every view of it, for as long as it is in use."""
+        with self._lock:
+            parts = self._by_tenant.get(database.tenant)
+            if parts is None:
+                parts = self._by_tenant[database.tenant] = self._build(database)
+                if len(self._by_tenant) > MAX_TENANTS:
+                    self._by_tenant.popitem(last=False)
+            self._by_tenant.move_to_end(database.tenant)
+            return parts
+
+    def _build(self, database: Database) -> _Parts:
+        queries, tenant = database.queries("checkpointer"), database.tenant
+        context = TenantContext(
+            queries, tenant, self._cache, self._keys, tuple(self._config.searchable_metadata)
+        )
+        reads = Reads(context)
+        return _Parts(
+            self.serde,
+            self._keys,
+            context,
+            reads,
+            Writes(context, reads),
+            DeltaHistory(context, reads),
+            Retention(context),
+            Copying(context),
+        )
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -106,6 +158,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             self._database = self._sealed(store, encryption)
         self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
         self._built: _Parts | None = None
+        self._shared: _Shared | None = None
 
     def _sealed(self, store: object, encryption: EncryptionConfig) -> Database:
         if self._database.encryption is None and hasattr(store, "database"):
@@ -158,9 +211,19 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def for_tenant(self, tenant: str) -> Checkpointer:
         """The same saver on the same connections, for another tenant's threads."""
-        other = Checkpointer(self._database.for_tenant(tenant), config=self.config, serde=self.serde)
-        other._data_keys = self._data_keys
-        return other
+        self._shared = self._shared_now()
+        view = copy(self)
+        view._database = self._database.for_tenant(tenant)
+        view._owns_database = False
+        view._built = None
+        return view
+
+    def _shared_now(self) -> _Shared:
+        """What the views of all tenants share under the current `serde`."""
+        shared = self._shared
+        if shared is None or shared.serde is not self.serde:
+            shared = self._shared = _Shared(self.serde, self.config, self._data_keys)
+        return shared
 
     @property
     def _parts(self) -> _Parts:
@@ -171,21 +234,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         forks.look()
         parts = self._built
         if parts is None or parts.serde is not self.serde:
-            queries, tenant = self._database.queries("checkpointer"), self._database.tenant
-            keys = Sealings(self._data_keys, self.serde, self.config.compression)
-            cache = ProcessCache(self.config.cache_bytes)
-            context = TenantContext(queries, tenant, cache, keys, tuple(self.config.searchable_metadata))
-            reads = Reads(context)
-            parts = self._built = _Parts(
-                self.serde,
-                keys,
-                context,
-                reads,
-                Writes(context, reads),
-                DeltaHistory(context, reads),
-                Retention(context),
-                Copying(context),
-            )
+            parts = self._built = self._shared_now().parts(self._database)
         return parts
 
     def get_next_version(self, current: Any, channel: None) -> Any:

@@ -96,14 +96,25 @@ class ThreadReader:
     """Reads one thread at one epoch."""
 
     def __init__(
-        self, log: ThreadLog, codec: Sealing, thread: uuid.UUID, queries: Mapping[str, Query]
+        self,
+        log: ThreadLog,
+        codec: Sealing,
+        thread: uuid.UUID,
+        queries: Mapping[str, Query],
+        cache: ProcessCache | None = None,
     ) -> None:
+        self._cache = cache
         self.log = log
         self.pieces = log.pieces
         self.thread = thread
         self._codec = codec
         self._queries = queries
         self.decoder = Decoder(codec.codec, log)
+
+    def settle(self) -> None:
+        """Charge the process's cache with what this read added to it; it may evict what others use."""
+        if self._cache is not None:
+            self._cache.settle(self.thread.bytes, self.log)
 
     # --- opening rows
 

@@ -90,7 +90,7 @@ class Writes:
 
         log = await self._send(db, address, encode)
         log.record_head(address.ns_key, id_, known[0])
-        self._context.cache.trim()
+        self._context.cache.settle(address.thread.bytes, log)
         return address.config(id_)
 
     async def _load_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
@@ -131,7 +131,8 @@ class Writes:
                 "payload": codec.seal("pending_write", (address.thread, address.ns_key, id_, no), record),
             }
 
-        await self._send(db, address, encode)
+        log = await self._send(db, address, encode)
+        self._context.cache.settle(address.thread.bytes, log)
 
     async def _send(
         self,

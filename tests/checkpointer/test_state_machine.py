@@ -20,7 +20,6 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.base.id import uuid6
 
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
-from haive_persistence.checkpointer.storage import piece_cache
 from haive_persistence.db import Database
 
 THREADS = ("a", "b")
@@ -289,9 +288,8 @@ def test_sealed(database: Database) -> None:
     _run(database, CheckpointConfig(encryption_key="a passphrase of the test"), 15)
 
 
-def test_without_memory(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory(database: Database) -> None:
     """A cache that keeps nothing beyond one thread: every read is a cold one."""
-    monkeypatch.setattr(piece_cache, "TRIM_EVERY", 1)
     _run(database, CheckpointConfig(cache_bytes=0), 15)
 
 

@@ -1,4 +1,8 @@
-"""The logs of the threads this process used last, within a budget of memory. Pure: no database."""
+"""The logs of the threads this process used last, within a budget of memory. Pure: no database.
+
+Every log is charged with the bytes it takes. An operation that used a log charges the difference
+(`settle`), so that neither charging nor eviction depends on the number of threads.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,23 @@ from collections import OrderedDict
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog
 from haive_persistence.checkpointer.storage.piece_numbers import new_block
 
-TRIM_EVERY = 64  # operations
-
 
 class ProcessCache:
     """The logs of the threads used last, at most `max_bytes` of them (least recently used go first)."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all. In a forked child too, where another thread may have held the lock."""
         self.has_evicted = False  # so that a log that is not here may have been
+        self.charged_bytes = 0
         self._lock = threading.Lock()
         self._logs: OrderedDict[bytes, ThreadLog] = OrderedDict()
-        self._operations = 0
+
+    def __len__(self) -> int:
+        return len(self._logs)
 
     def get(self, thread_key: bytes) -> ThreadLog | None:
         with self._lock:
@@ -33,7 +42,7 @@ class ProcessCache:
         with self._lock:
             log = self._logs.get(thread_key)
             if log is None or log.epoch != epoch:
-                log = self._logs[thread_key] = ThreadLog(epoch)
+                return self._add(thread_key, ThreadLog(epoch))
             self._logs.move_to_end(thread_key)
             return log
 
@@ -42,7 +51,7 @@ class ProcessCache:
         with self._lock:
             log = self._logs.get(thread_key)
             if log is None or log.exists:
-                log = self._logs[thread_key] = ThreadLog(None)
+                log = self._add(thread_key, ThreadLog(None))
                 log.take_block(new_block())  # nobody can know of its epoch yet, so nobody is in it
             return log
 
@@ -50,26 +59,49 @@ class ProcessCache:
         """Forget a thread (if it is still this log that is known)."""
         with self._lock:
             if log is None or self._logs.get(thread_key) is log:
-                self._logs.pop(thread_key, None)
+                self._remove(thread_key)
 
-    def trim(self) -> None:
-        """Call after each operation: every so often, the threads used least recently make room."""
-        self._operations += 1
-        if self._operations % TRIM_EVERY:
-            return
+    def settle(self, thread_key: bytes, log: ThreadLog) -> None:
+        """Charge what an operation added to a log, and evict the threads used least recently.
+
+        A log with pieces on their way is spared once: statements that name them are sent again from it.
+        """
         with self._lock:
-            taken = {thread: log.bytes_taken() for thread, log in self._logs.items()}
-            held = sum(taken.values())
-            while held > self.max_bytes and len(self._logs) > 1:
-                thread, _ = self._logs.popitem(last=False)
-                held -= taken[thread]
-                self.has_evicted = True
-            if held > self.max_bytes:
+            if self._logs.get(thread_key) is not log:
+                return
+            taken = log.bytes_taken()
+            self.charged_bytes += taken - log.charged_bytes
+            log.charged_bytes = taken
+            log.is_spared = False
+            while self.charged_bytes > self.max_bytes and len(self._logs) > 1:
+                oldest = next(iter(self._logs))
+                if self._logs[oldest].unacknowledged and not self._logs[oldest].is_spared:
+                    self._logs[oldest].is_spared = True
+                    self._logs.move_to_end(oldest)
+                else:
+                    self._remove(oldest)
+                    self.has_evicted = True
+            if self.charged_bytes > self.max_bytes:
                 self._evict_last()
+
+    def _add(self, thread_key: bytes, log: ThreadLog) -> ThreadLog:
+        self._remove(thread_key)
+        self._logs[thread_key] = log
+        log.charged_bytes = log.bytes_taken()
+        self.charged_bytes += log.charged_bytes
+        return log
+
+    def _remove(self, thread_key: bytes) -> None:
+        log = self._logs.pop(thread_key, None)
+        if log is not None:
+            self.charged_bytes -= log.charged_bytes
 
     def _evict_last(self) -> None:
         ((thread, log),) = self._logs.items()
         log.evict_payloads()
-        if log.bytes_to_send() > self.max_bytes:  # of statements that failed
-            del self._logs[thread]
+        taken = log.bytes_taken()
+        self.charged_bytes += taken - log.charged_bytes
+        log.charged_bytes = taken
+        if log.bytes_to_send > self.max_bytes:  # of statements that failed
+            self._remove(thread)
             self.has_evicted = True

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from itertools import islice
@@ -34,9 +33,11 @@ from haive_persistence.checkpointer.storage.piece_numbers import (
 MAX_HEADS = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
-LOG_BYTES = 4000  # what a log takes by itself, about; a checkpoint's head; a known key besides its bytes
+# What these take by themselves, about: a log, a checkpoint's head, a known key, a piece besides its bytes.
+LOG_BYTES = 1600
 HEAD_BYTES = 1000
 KEY_BYTES = 300
+PIECE_BYTES = 100
 LONG_KEY = 1024  # of longer keys a digest is stored
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
@@ -67,6 +68,28 @@ class ThreadLog:
     goes through the methods below, or is added by one atomic step and the same whoever adds it.
     """
 
+    __slots__ = (
+        "_guard",
+        "block",
+        "bytes_held",
+        "bytes_known",
+        "bytes_to_send",
+        "cacheable_by_piece",
+        "charged_bytes",
+        "clock",
+        "delta_depth",
+        "epoch",
+        "heads",
+        "id_piece_by_message",
+        "is_spared",
+        "known",
+        "lock",
+        "next_numbers",
+        "pieces",
+        "sequences",
+        "unacknowledged",
+    )
+
     def __init__(self, epoch: int | None) -> None:
         self.lock = threading.Lock()
         self._guard = threading.Lock()  # the innermost: for a few steps that belong together
@@ -75,19 +98,21 @@ class ThreadLog:
         self.next_numbers = [0, 0, 0]
         self.known: dict[Key, PieceRef] = {}
         self.unacknowledged: dict[int, bytes] = {}
+        self.bytes_to_send = 0  # of unacknowledged pieces
         self.pieces: dict[int, Any] = {}  # readers hold on to the dict they began with: see `evict_payloads`
-        self.sequences: OrderedDict[int, list[int]] = OrderedDict()
+        self.sequences: dict[int, list[int]] = {}
         # Messages that an id piece gives an id, and the one that does; 0 if several do. Where such a piece is
         # named for another message of it, they get theirs too: so they are named with it or not at all.
         self.id_piece_by_message: dict[int, int] = {}
-        self.cacheable_by_piece: dict[
-            int, bool
-        ] = {}  # pieces that were decoded, and whether they may stay decoded
-        self.heads: OrderedDict[tuple[int, bytes], KnownHead] = OrderedDict()
+        # Pieces that were decoded, and whether they may stay decoded.
+        self.cacheable_by_piece: dict[int, bool] = {}
+        self.heads: dict[tuple[int, bytes], KnownHead] = {}
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0  # by what `evict_payloads` lets go of
         self.bytes_known = 0
+        self.charged_bytes = 0  # see `ProcessCache.settle`
+        self.is_spared = False
 
     def take_block(self, block: int, next_numbers: list[int] | None = None) -> None:
         """A block that is known to be ours alone."""
@@ -100,12 +125,19 @@ class ThreadLog:
 
     def bytes_taken(self) -> int:
         """Memory that all this takes, about."""
+        per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + PIECE_BYTES * len(self.id_piece_by_message)
         heads = HEAD_BYTES * len(self.heads)
-        return LOG_BYTES + self.bytes_held + self.bytes_known + heads + self.bytes_to_send()
+        return LOG_BYTES + self.bytes_held + self.bytes_known + heads + per_piece + self.bytes_to_send
 
-    def bytes_to_send(self) -> int:
-        """Return the bytes of unacknowledged pieces."""
-        return sum(map(len, list(self.unacknowledged.values())))
+    def add_unacknowledged(self, no: int, data: bytes) -> None:
+        self.unacknowledged[no] = data
+        self.bytes_to_send += PIECE_BYTES + len(data)
+
+    def acknowledge(self, no: int) -> None:
+        """Count a piece as stored, or as never sent."""
+        data = self.unacknowledged.pop(no, None)
+        if data is not None:
+            self.bytes_to_send -= PIECE_BYTES + len(data)
 
     def add_location(self, key: Key, location: PieceRef) -> None:
         """Where a part is stored, unless it is known to be somewhere already."""
@@ -118,15 +150,15 @@ class ThreadLog:
 
     def record_head(self, ns_key: int, checkpoint_id: bytes, head: KnownHead) -> None:
         with self._guard:
+            self.heads.pop((ns_key, checkpoint_id), None)  # the latest comes last
             self.heads[ns_key, checkpoint_id] = head
-            self.heads.move_to_end((ns_key, checkpoint_id))
             while len(self.heads) > MAX_HEADS:
-                self.heads.popitem(last=False)
+                del self.heads[next(iter(self.heads))]
 
     def record_sequence(self, no: int, numbers: list[int]) -> None:
         with self._guard:
+            self.sequences.pop(no, None)  # the latest comes last
             self.sequences[no] = numbers
-            self.sequences.move_to_end(no)
             self.bytes_held += 8 * len(numbers)
 
     def record_id_piece(self, messages: Iterable[int], id_piece: int) -> None:
@@ -147,7 +179,7 @@ class ThreadLog:
             for no, data in found.items():
                 if no not in pieces:
                     pieces[no] = data
-                    self.bytes_held += len(data) + 100
+                    self.bytes_held += len(data) + PIECE_BYTES
 
     def record_decoded(self, pieces: dict[int, Any], no: int, piece: Any, size: int) -> None:
         """A piece as it is handed out from now on; `size`: bytes that this takes more, about."""
@@ -224,7 +256,7 @@ class Batch:
         self.send[no] = data
         self._made.append(no)
         if self.shared:
-            self._log.unacknowledged[no] = data
+            self._log.add_unacknowledged(no, data)
 
     def reserve(self, part: int = OTHER) -> int:
         """The next number of a part of the block, for a piece or for a row that is not a piece."""
@@ -260,7 +292,7 @@ class Batch:
                 self._log.forget(key)
         made = set(self._made)
         for no in made:
-            self._log.unacknowledged.pop(no, None)
+            self._log.acknowledge(no)
             self._log.sequences.pop(no, None)
         for message in [message for message, no in self._log.id_piece_by_message.items() if no in made]:
             del self._log.id_piece_by_message[message]
@@ -270,7 +302,7 @@ class Batch:
         log = self._log
         with log.lock:
             for no in self.send:
-                log.unacknowledged.pop(no, None)
+                log.acknowledge(no)
             log.record_pieces(self.send)
             if not self.shared:
                 self._merge()

@@ -1,0 +1,82 @@
+"""One process that serves many threads and many tenants: memory stays bounded, and views share it."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+
+from langchain_core.messages import HumanMessage
+
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
+from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
+from haive_persistence.codec import SafeSerializer
+from haive_persistence.db import Database
+from tests.builders import RoundTrips, store, thread
+
+
+def test_memory_is_bounded_whatever_is_done(database: Database) -> None:
+    most = 200_000
+    saver = Checkpointer(database, config=CheckpointConfig(cache_bytes=most))
+    cache = saver._parts.context.cache
+    for number in range(150):
+        config = store(saver, {"text": f"{number} " * 300}, thread(f"many {number}"))
+        saver.put_writes(config, [("text", "written " * 50)], str(uuid.uuid4()))
+        assert saver.get_tuple(thread(f"many {number // 2}"))
+        assert cache.charged_bytes <= most
+    assert 1 < len(cache) < 150
+    assert cache.charged_bytes == sum(log.bytes_taken() for log in cache._logs.values())
+    assert all(saver.get_tuple(thread(f"many {number}")) for number in range(150))
+
+
+def test_threads_used_last_stay() -> None:
+    cache = ProcessCache(10_000_000)
+    logs = {key: cache.at_epoch(key, 1) for key in (b"a", b"b", b"c")}
+    cache.get(b"a")
+    cache.max_bytes = 2 * logs[b"a"].bytes_taken()
+    cache.settle(b"c", logs[b"c"])
+    assert cache.get(b"b") is None
+    assert cache.get(b"a") is logs[b"a"]
+
+
+def test_a_thread_with_pieces_on_their_way_is_spared_once() -> None:
+    cache = ProcessCache(10_000_000)
+    sending = cache.for_new_thread(b"sending")
+    Batch(sending).put(sending.next_numbers[0], b"on its way")
+    idle = cache.at_epoch(b"idle", 1)
+    used = cache.at_epoch(b"used", 1)
+    cache.max_bytes = 2 * idle.bytes_taken() + 300
+    cache.settle(b"used", used)
+    assert cache.get(b"idle") is None
+    assert cache.get(b"sending") is sending
+
+
+def test_dropping_a_thread_gives_its_memory_back() -> None:
+    cache = ProcessCache(10_000_000)
+    log: ThreadLog = cache.at_epoch(b"a", 1)
+    log.record_pieces({1: b"x" * 1000})
+    cache.settle(b"a", log)
+    cache.at_epoch(b"a", 2)
+    cache.drop(b"a")
+    assert cache.charged_bytes == 0
+
+
+def test_a_view_per_request_knows_what_the_last_one_knew(saver: Checkpointer, trips: RoundTrips) -> None:
+    store(saver.for_tenant("acme"), {"messages": [HumanMessage("hello " * 100)]})
+    assert trips.of(lambda: saver.for_tenant("acme").get_tuple(thread())) == 1
+    assert trips.of(lambda: saver.for_tenant("acme").get_tuple(thread())) == 1
+    assert saver.for_tenant("acme").for_tenant("globex").get_tuple(thread()) is None
+    assert saver.get_tuple(thread()) is None
+
+
+def test_views_share_one_budget_of_memory(saver: Checkpointer) -> None:
+    caches = {id(saver.for_tenant(f"tenant {n}")._parts.context.cache) for n in range(50)}
+    assert caches == {id(saver._parts.context.cache)}
+
+
+def test_a_stricter_serialiser_shares_nothing(saver: Checkpointer) -> None:
+    before = saver.for_tenant("acme")._parts.context.cache
+    strict = copy.copy(saver)
+    strict.serde = SafeSerializer(allowed_msgpack_modules=None)
+    assert strict.for_tenant("acme")._parts.context.cache is not before
+    assert saver.for_tenant("acme")._parts.context.cache is before
