@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from haive_persistence.errors import ConfigError
+from haive_persistence.errors import ConfigError, InvalidIdentifierError
 
 T = TypeVar("T")
 
@@ -251,6 +251,21 @@ class PersistenceConfig:
         if self.prepare_threshold != "auto":
             return self.prepare_threshold
         return None if pooled else 0
+
+
+def check_tenant(tenant: object) -> str:
+    """`tenant`, if it can be one. Raises InvalidIdentifierError."""
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= 255 or "\0" in tenant or not _encodes(tenant):
+        raise InvalidIdentifierError(f"tenant={tenant!r}: use a text of 1 to 255 characters without NUL")
+    return tenant
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return True
 
 
 def _is_schema(name: object) -> bool:

@@ -30,7 +30,7 @@ from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import EncryptionConfig, PersistenceConfig
-from haive_persistence.db import Database, forks
+from haive_persistence.db import Database, fork_safety
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
 from haive_persistence.keys import DataKeys, Sealings
@@ -77,7 +77,7 @@ class _Shared:
         self._cache = ProcessCache(config.cache_bytes)
         self._lock = threading.Lock()
         self._by_tenant: OrderedDict[str, _Parts] = OrderedDict()
-        forks.begins_anew(self)
+        fork_safety.register(self)
 
     def after_fork(self) -> None:
         """A child must not write into its parent's number blocks."""
@@ -231,7 +231,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
         What one serialiser decoded is never handed out under another, stricter one.
         """
-        forks.look()
+        fork_safety.check_pid()
         parts = self._built
         if parts is None or parts.serde is not self.serde:
             parts = self._built = self._shared_now().parts(self._database)

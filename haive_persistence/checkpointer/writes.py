@@ -24,13 +24,13 @@ from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead, ThreadLog
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
-from haive_persistence.db import forks
+from haive_persistence.db import fork_safety
 from haive_persistence.db.protocol import Db
 from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
 from haive_persistence.keys import Sealing
 
 if TYPE_CHECKING:
-    from haive_persistence.db.grouping import Grouping
+    from haive_persistence.db.batching.group_commit import GroupCommit
 
 
 class Writes:
@@ -40,12 +40,12 @@ class Writes:
         self._context = context
         self._reads = reads
         self._statements = WriteStatements(context.queries)
-        self._writers = _grouping()
-        forks.begins_anew(self)
+        self._writers = _group_commit()
+        fork_safety.register(self)
 
     def after_fork(self) -> None:
         """A child must not wait for its parent's threads."""
-        self._writers = _grouping()
+        self._writers = _group_commit()
 
     async def put(
         self,
@@ -180,7 +180,7 @@ class Writes:
             size = sum(len(payload) for _, payload in pieces)
             try:
                 kept = await self._writers.fetch_all(
-                    db, statement.query, params, alone=statement.fallback, key=thread.bytes, size=size
+                    db, statement.query, params, fallback=statement.fallback, key=thread.bytes, size=size
                 )
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
@@ -222,7 +222,9 @@ class Writes:
         return self._context.cache.at_epoch(thread.bytes, row[0])
 
 
-def _grouping() -> Grouping:
-    from haive_persistence.db.grouping import Grouping  # with it comes the driver, 50 ms that can wait
+def _group_commit() -> GroupCommit:
+    from haive_persistence.db.batching.group_commit import (
+        GroupCommit,  # with it comes the driver, 50 ms that can wait
+    )
 
-    return Grouping()
+    return GroupCommit()

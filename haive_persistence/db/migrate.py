@@ -31,10 +31,10 @@ logger = logging.getLogger("haive_persistence.migrate")
 Connect = Callable[[], Connection[Any]]
 
 #: Seconds a migration waits for a table others use before it lets them go first, and how often.
-LOCK_TIMEOUT = 5.0
+LOCK_TIMEOUT_S = 5.0
 LOCK_TRIES = 10
 #: Seconds to wait for another process that migrates the same schema.
-PATIENCE = 900.0
+LOCK_WAIT_S = 900.0
 
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
 _COMMENT = re.compile(r"--[^\n]*")
@@ -123,7 +123,7 @@ def migrate(connect: Connect, schema: str, known: Sequence[Migration] | None = N
             left = pending(read_applied(conn, schema), files)
         if not left:
             return done
-        with only_one(connect, schema) as holder:
+        with advisory_lock(connect, schema) as holder:
             if left[0].transactional:
                 applied = _apply_if_next(holder, schema, left[0], files)
             else:  # the holder has no snapshot that it would wait for
@@ -149,11 +149,11 @@ def _apply_if_next(
 
 
 @contextmanager
-def only_one(connect: Connect, what: str) -> Generator[Connection[Any]]:
+def advisory_lock(connect: Connect, what: str) -> Generator[Connection[Any]]:
     """Wait until no other process is in such a block for the same `what` in this database.
 
     The block gets the connection that says so, in a transaction that is committed at its end. Raises
-    MigrationError if the wait takes longer than `PATIENCE`.
+    MigrationError if the wait takes longer than `LOCK_WAIT_S`.
     """
     key = hashlib.sha256(f"haive-persistence {what}".encode()).digest()[:8]
     holder = _get_lock(connect, int.from_bytes(key, "big", signed=True), what)
@@ -167,7 +167,7 @@ def only_one(connect: Connect, what: str) -> Generator[Connection[Any]]:
 
 def _get_lock(connect: Connect, key: int, what: str) -> Connection[Any]:
     """Keeps no connection while it waits: there may be few of them."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + LOCK_WAIT_S
     pause = 0.02
     while True:
         holder = connect()
@@ -186,7 +186,7 @@ def _get_lock(connect: Connect, key: int, what: str) -> Connection[Any]:
         if pause == 0.02:
             logger.info("another process is migrating %s; waiting for it", what)
         if time.monotonic() > give_up:
-            raise MigrationError(f"another process has been migrating {what} for {PATIENCE:.0f} s")
+            raise MigrationError(f"another process has been migrating {what} for {LOCK_WAIT_S:.0f} s")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.5)
 
@@ -222,7 +222,7 @@ def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migrati
     for left in reversed(range(LOCK_TRIES)):
         try:
             with conn.transaction():
-                conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:.0f}ms'".encode())
+                conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S * 1000:.0f}ms'".encode())
                 conn.execute(text)
                 _record(conn, schema, migration)
             return
@@ -230,7 +230,7 @@ def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migrati
             if not left:
                 raise
             logger.info("a table that %s changes is in use; trying again", migration)
-            time.sleep(LOCK_TIMEOUT / 5)
+            time.sleep(LOCK_TIMEOUT_S / 5)
 
 
 def _record(conn: Connection[Any], schema: str, migration: Migration) -> None:

@@ -16,128 +16,25 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from haive_persistence.db import failures
+from haive_persistence.db import error_mapping
+from haive_persistence.db.error_mapping import ExchangeFailure
+from haive_persistence.db.exchange import Outcome, PipelinedConnection
 from haive_persistence.db.protocol import Statement
-from haive_persistence.db.wire import Failed, Outcome, Wire
+from haive_persistence.db.slots import Slots
 from haive_persistence.errors import TimedOutError
 
 if TYPE_CHECKING:
-    from haive_persistence.db.database import Core
-    from haive_persistence.db.session import SessionPlan
-
-#: Seconds after which a connection is replaced; after which one nobody uses is closed; and after
-#: which one above `pool_size` is: not at once, or changing load would open and close them all the time.
-MAX_LIFETIME = 3600.0
-MAX_IDLE = 300.0
-OVERFLOW_IDLE = 5.0
+    from haive_persistence.db.server import Server
+    from haive_persistence.db.session_setup import SessionPlan
 
 #: Seconds between attempts to reach a server that is away.
-_BACK_OFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
-
-
-class _Waiter(Protocol):
-    """Someone who waits for a slot."""
-
-    wire: Wire | None
-
-    def hand(self) -> bool:
-        """Wake it; False if it no longer waits."""
-        ...
-
-
-class Slots:
-    """Who may use which connection. Knows nothing of how one is opened or waited for."""
-
-    def __init__(self, keep: int, overflow: int) -> None:
-        self._keep = keep
-        self._limit = keep + overflow
-        self._lock = threading.Lock()
-        self._idle: deque[Wire] = deque()
-        self._waiters: deque[_Waiter] = deque()
-        self._taken = 0
-        self._closed = False
-
-    def idle(self) -> Wire | None:
-        """A slot with an idle connection in it, if there is one. The last used comes first."""
-        with self._lock:
-            if not self._idle:
-                return None
-            self._taken += 1
-            return self._idle.pop()
-
-    def claim(self, waiter: _Waiter) -> bool:
-        """Take a slot for `waiter`, with or without a connection; False if it must wait."""
-        with self._lock:
-            if self._idle:
-                waiter.wire = self._idle.pop()
-            elif self._taken + len(self._idle) >= self._limit:
-                self._waiters.append(waiter)
-                return False
-            self._taken += 1
-            return True
-
-    def withdraw(self, waiter: _Waiter) -> bool:
-        """Stop waiting; False if the slot has been handed over already."""
-        with self._lock:
-            if waiter not in self._waiters:
-                return False
-            self._waiters.remove(waiter)
-            return True
-
-    def give(self, wire: Wire | None) -> None:
-        """Give a slot back, with its connection if that can still be used."""
-        surplus: list[Wire] = []
-        with self._lock:
-            now = time.monotonic()
-            if wire is not None and (self._closed or now - wire.born > MAX_LIFETIME):
-                surplus.append(wire)
-                wire = None
-            if not self._hand_over(wire):
-                self._taken -= 1
-                if wire is not None:
-                    wire.idle_since = now
-                    self._idle.append(wire)
-                    self._shrink(now, surplus)
-        for each in surplus:
-            each.close()
-
-    def _hand_over(self, wire: Wire | None) -> bool:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            waiter.wire = wire
-            if waiter.hand():
-                return True
-        return False
-
-    def _shrink(self, now: float, surplus: list[Wire]) -> None:
-        idle = self._idle
-        while idle:
-            limit = OVERFLOW_IDLE if len(idle) + self._taken > self._keep else MAX_IDLE
-            if now - idle[0].idle_since < limit:
-                break
-            surplus.append(idle.popleft())
-
-    def close(self) -> None:
-        """Close what is idle now, and what is in use when it comes back."""
-        with self._lock:
-            self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-        for wire in idle:
-            wire.close()
-
-    @property
-    def open(self) -> int:
-        """Connections open now, idle or in use."""
-        with self._lock:
-            return len(self._idle) + self._taken
+_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
 
 # -- pools --------------------------------------------------------------------------------------
@@ -149,60 +46,60 @@ class Pool(ABC):
     #: Known once the database has been reached for the first time.
     plan: SessionPlan
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self.slots = Slots(core.config.pool_size, core.config.max_overflow)
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.slots = Slots(server.config.pool_size, server.config.max_overflow)
 
-    async def acquire(self) -> Wire:
+    async def acquire(self) -> PipelinedConnection:
         """A connection that is ours alone; give it to `release`.
 
         Raises TimedOutError when all are busy for `pool_timeout`, UnavailableError when the
         server cannot be reached for as long.
         """
-        wire = self.slots.idle()
-        if wire is None:
-            wire = await self._wait()
-        if wire is not None and wire.alive():
-            return wire
+        connection = self.slots.idle()
+        if connection is None:
+            connection = await self._wait()
+        if connection is not None and connection.alive():
+            return connection
         try:
-            return await self._open(wire)
+            return await self._open(connection)
         except BaseException:
-            self.slots.give(None)
+            self.slots.release(None)
             raise
 
-    def release(self, wire: Wire) -> None:
+    def release(self, connection: PipelinedConnection) -> None:
         """Take a connection back; one that is not in order is closed."""
-        if wire.reusable():
-            self.slots.give(wire)
+        if connection.reusable():
+            self.slots.release(connection)
         else:
-            wire.close()
-            self.slots.give(None)
+            connection.close()
+            self.slots.release(None)
 
-    async def _open(self, dead: Wire | None) -> Wire:
+    async def _open(self, dead: PipelinedConnection | None) -> PipelinedConnection:
         if dead is not None:
             dead.close()
-        give_up = time.monotonic() + self._core.config.pool_timeout
-        for pause in chain(_BACK_OFF, repeat(_BACK_OFF[-1])):
+        give_up = time.monotonic() + self._server.config.pool_timeout
+        for pause in chain(_BACKOFF_S, repeat(_BACKOFF_S[-1])):
             if pause:
                 await self.sleep(pause)
             try:
                 return await self._set_up(await self._connect())
             except psycopg.Error as error:
-                if failures.is_permanent(error) or time.monotonic() > give_up:
-                    raise failures.unreachable(error) from error
+                if error_mapping.is_permanent(error) or time.monotonic() > give_up:
+                    raise error_mapping.unreachable(error) from error
             await self._revive()
         raise AssertionError  # the loop above does not end
 
-    async def _set_up(self, wire: Wire) -> Wire:
+    async def _set_up(self, connection: PipelinedConnection) -> PipelinedConnection:
         if self.plan.on_connect:
-            outcome = await self.exchange(wire, self.plan.on_connect, ())
-            if isinstance(outcome, Failed):
-                wire.close()
+            outcome = await self.exchange(connection, self.plan.on_connect, ())
+            if isinstance(outcome, ExchangeFailure):
+                connection.close()
                 raise outcome.error
-        return wire
+        return connection
 
     def _exhausted(self) -> TimedOutError:
-        config = self._core.config
+        config = self._server.config
         return TimedOutError(
             f"all {config.pool_size + config.max_overflow} connections have been busy for "
             f"{config.pool_timeout:g} s: raise pool_size or max_overflow, or look for transactions left open"
@@ -211,13 +108,13 @@ class Pool(ABC):
     @abstractmethod
     async def exchange(
         self,
-        wire: Wire,
+        connection: PipelinedConnection,
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
         tenant: str = "",
     ) -> Outcome:
-        """One round trip on `wire`."""
+        """One round trip on `connection`."""
 
     @abstractmethod
     async def sleep(self, seconds: float) -> None: ...
@@ -227,10 +124,10 @@ class Pool(ABC):
         """Do what can be done about a server that does not answer."""
 
     @abstractmethod
-    async def _connect(self) -> Wire: ...
+    async def _connect(self) -> PipelinedConnection: ...
 
     @abstractmethod
-    async def _wait(self) -> Wire | None:
+    async def _wait(self) -> PipelinedConnection | None:
         """A slot, sooner or later; its connection if it has one."""
 
 
@@ -238,14 +135,14 @@ class Pool(ABC):
 
 
 class _WaitingThread:
-    __slots__ = ("_gate", "wire")
+    __slots__ = ("_gate", "connection")
 
     def __init__(self) -> None:
-        self.wire: Wire | None = None
+        self.connection: PipelinedConnection | None = None
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def hand(self) -> bool:
+    def notify(self) -> bool:
         self._gate.release()
         return True
 
@@ -256,58 +153,58 @@ class _WaitingThread:
 class BlockingPool(Pool):
     """Connections for threads. Its coroutines block and never suspend."""
 
-    def __init__(self, core: Core) -> None:
-        super().__init__(core)
-        self.plan = core.plan()
+    def __init__(self, server: Server, plan: SessionPlan) -> None:
+        super().__init__(server)
+        self.plan = plan
 
     async def exchange(
         self,
-        wire: Wire,
+        connection: PipelinedConnection,
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
         tenant: str = "",
     ) -> Outcome:
-        outcome: Outcome = wire.conn.wait(wire.exchange(before, statements, after, tenant))
+        outcome: Outcome = connection.driver.wait(connection.exchange(before, statements, after, tenant))
         return outcome
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
     async def _revive(self) -> None:
-        self._core.revive()
+        self._server.ensure_running()
 
-    async def _connect(self) -> Wire:
-        conn = psycopg.Connection[Any].connect(self._core.conninfo(), autocommit=True)
-        return Wire(conn, self.plan.prepares_after)
+    async def _connect(self) -> PipelinedConnection:
+        conn = psycopg.Connection[Any].connect(self._server.conninfo(), autocommit=True)
+        return PipelinedConnection(conn, self.plan.prepares_after)
 
-    async def _wait(self) -> Wire | None:
+    async def _wait(self) -> PipelinedConnection | None:
         waiter = _WaitingThread()
         if self.slots.claim(waiter):
-            return waiter.wire
+            return waiter.connection
         try:
-            in_time = waiter.wait(self._core.config.pool_timeout)
+            in_time = waiter.wait(self._server.config.pool_timeout)
         except BaseException:  # Ctrl-C
-            if not self.slots.withdraw(waiter):
-                self.slots.give(waiter.wire)
+            if not self.slots.cancel_wait(waiter):
+                self.slots.release(waiter.connection)
             raise
-        if not in_time and self.slots.withdraw(waiter):
+        if not in_time and self.slots.cancel_wait(waiter):
             raise self._exhausted()
-        return waiter.wire
+        return waiter.connection
 
 
 # -- asynchronous -------------------------------------------------------------------------------
 
 
 class _WaitingTask:
-    __slots__ = ("future", "handed", "wire")
+    __slots__ = ("connection", "future", "handed")
 
     def __init__(self) -> None:
-        self.wire: Wire | None = None
+        self.connection: PipelinedConnection | None = None
         self.handed = False
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def hand(self) -> bool:
+    def notify(self) -> bool:
         if not self.future.done():
             self.handed = True
             self.future.set_result(None)
@@ -321,67 +218,76 @@ class _WaitingTask:
 class AsyncPool(Pool):
     """Connections for the tasks of one event loop."""
 
-    def __init__(self, core: Core) -> None:
-        super().__init__(core)
+    def __init__(
+        self,
+        server: Server,
+        make_plan: Callable[[], SessionPlan],
+        on_loop_end: Callable[[asyncio.AbstractEventLoop, AsyncPool], None],
+    ) -> None:
+        """`make_plan` may block; `on_loop_end` is a method, called with this pool as its event loop ends."""
+        super().__init__(server)
+        self._make_plan = make_plan
         self.is_open = False
         self._opening = asyncio.Lock()
         loop = asyncio.get_running_loop()
-        self._end = _until_loop_ends(weakref.ref(self), self.slots, weakref.ref(core), loop)
+        self._end = _until_loop_ends(weakref.ref(self), self.slots, weakref.WeakMethod(on_loop_end), loop)
 
     async def open(self) -> None:
         """Make ready, however many tasks ask at once."""
         async with self._opening:
             if not self.is_open:
-                self.plan = await asyncio.to_thread(self._core.plan)
+                self.plan = await asyncio.to_thread(self._make_plan)
                 with contextlib.suppress(StopAsyncIteration):
                     await self._end.__anext__()
                 self.is_open = True
 
     async def exchange(
         self,
-        wire: Wire,
+        connection: PipelinedConnection,
         before: Sequence[bytes],
         statements: Sequence[Statement],
         after: Sequence[bytes] = (),
         tenant: str = "",
     ) -> Outcome:
-        outcome: Outcome = await wire.conn.wait(wire.exchange(before, statements, after, tenant))
+        outcome: Outcome = await connection.driver.wait(
+            connection.exchange(before, statements, after, tenant)
+        )
         return outcome
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def _revive(self) -> None:
-        await asyncio.to_thread(self._core.revive)
+        await asyncio.to_thread(self._server.ensure_running)
 
-    async def _connect(self) -> Wire:
-        conn = await psycopg.AsyncConnection[Any].connect(self._core.conninfo(), autocommit=True)
-        return Wire(conn, self.plan.prepares_after)
+    async def _connect(self) -> PipelinedConnection:
+        conn = await psycopg.AsyncConnection[Any].connect(self._server.conninfo(), autocommit=True)
+        return PipelinedConnection(conn, self.plan.prepares_after)
 
-    async def _wait(self) -> Wire | None:
+    async def _wait(self) -> PipelinedConnection | None:
         waiter = _WaitingTask()
         if self.slots.claim(waiter):
-            return waiter.wire
+            return waiter.connection
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._core.config.pool_timeout, waiter.expire)
+        timer = loop.call_later(self._server.config.pool_timeout, waiter.expire)
         try:
             await waiter.future
         except BaseException as error:
-            self.slots.withdraw(waiter)
+            self.slots.cancel_wait(waiter)
             if waiter.handed:  # and cancelled in the same turn of the loop
-                self.slots.give(waiter.wire)
+                self.slots.release(waiter.connection)
             if isinstance(error, asyncio.TimeoutError):
                 raise self._exhausted() from None
             raise
         finally:
             timer.cancel()
-        return waiter.wire
+        return waiter.connection
 
 
 async def _until_loop_ends(
     pool: weakref.ref[AsyncPool],
     slots: Slots,
-    core: weakref.ref[Core],
+    on_end: weakref.WeakMethod[Callable[[asyncio.AbstractEventLoop, AsyncPool], None]],
     loop: asyncio.AbstractEventLoop,
 ) -> AsyncGenerator[None, None]:
     """Suspended for as long as the loop runs: loops close the async generators they have left.
@@ -392,5 +298,5 @@ async def _until_loop_ends(
         yield
     finally:
         slots.close()
-        if (alive := core()) is not None and (ended := pool()) is not None:
-            alive.forget(loop, ended)
+        if (call := on_end()) is not None and (ended := pool()) is not None:
+            call(loop, ended)

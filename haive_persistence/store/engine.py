@@ -12,8 +12,8 @@ from langchain_core.runnables import run_in_executor
 from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
+from haive_persistence.db.batching import Coalescer, KeyedLock
 from haive_persistence.db.sql import Queries
-from haive_persistence.db.ticks import Ticks, Turns
 from haive_persistence.errors import DatabaseError, MigrationError
 from haive_persistence.store.batch import Batch, Step, no_vectors
 from haive_persistence.store.nearest import LargeScopes, Nearest
@@ -46,9 +46,9 @@ class Engine:
         self._ground = _ground(database, self._index) if self._index else None
         self._large = LargeScopes()
         # What only reads by key, filter and name waits for no model and for nobody's lock.
-        self._reads = Ticks[Batch, list[Result]](self._run_together)
-        self._ticks = Ticks[Batch, list[Result]](self._run_in_turn)
-        self._turns = Turns()
+        self._reads = Coalescer[Batch, list[Result]](self._run_together)
+        self._ticks = Coalescer[Batch, list[Result]](self._run_in_turn)
+        self._turns = KeyedLock()
 
     def for_tenant(self, database: Database) -> Engine:
         """The same engine for another tenant of its database; what is known about the tables stays known."""
@@ -91,10 +91,10 @@ class Engine:
         """`run` for code under an event loop, together with what other tasks ask in the same tick."""
         if self._turns.are_taken(batch.puts):  # the others of this tick need not wait for what it waits for
             return (await self._run_in_turn([batch]))[0]
-        return await (self._ticks if batch.near or batch.puts else self._reads).ask(batch)
+        return await (self._ticks if batch.near or batch.puts else self._reads).submit(batch)
 
     async def _run_in_turn(self, batches: Sequence[Batch]) -> list[list[Result]]:
-        async with self._turns.of(item for batch in batches for item in batch.puts):
+        async with self._turns.hold(item for batch in batches for item in batch.puts):
             return await self._run_together(batches)
 
     async def _run_together(self, batches: Sequence[Batch]) -> list[list[Result]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
-from haive_persistence.db import Database, Db, failures
+from haive_persistence.db import Database, Db, error_mapping
 from haive_persistence.db.sql import Queries
 from haive_persistence.errors import ConfigError, MigrationError
 from haive_persistence.store.vectors import VectorIndex
@@ -60,11 +60,11 @@ class Ground:
         try:
             with self._database.connect() as conn:
                 _, _, is_there, _ = self._inspect(conn)
-            with self._database.exclusively("vectors") as holder:
+            with self._database.advisory_lock("vectors") as holder:
                 if not is_there:
                     self._make(holder)
                 else:  # an index is built outside of any transaction
-                    with self._database.connect(to_build=True) as conn:
+                    with self._database.connect(for_ddl=True) as conn:
                         self._mend(conn)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
@@ -72,7 +72,7 @@ class Ground:
                 f"schema {self._database.schema!r} call setup() on a store with this index= once. ({error})"
             ) from error
         except psycopg.Error as error:
-            raise failures.from_driver(error) from error
+            raise error_mapping.from_driver(error) from error
 
     def _wanted(self) -> dict[str, str]:
         return {"table": self._names[self._index.table], "index": self._names[self._index.index]}

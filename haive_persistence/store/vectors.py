@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, cast
 from langgraph.store.base import IndexConfig, PutOp, ensure_embeddings, get_text_at_path, tokenize_path
 from langgraph.store.base.embed import EmbeddingsLambda
 
-from haive_persistence.db.ticks import at_once
+from haive_persistence.db.batching import gather_limited
 from haive_persistence.errors import ConfigError, InvalidInputError
 
 #: Scopes of up to this many vectors are searched exactly. Measured with 384 dimensions on two busy
@@ -91,7 +91,7 @@ class Embedder:
 
         calls: list[Callable[[], Awaitable[Sequence[Sequence[float]]]]] = [documents]
         calls += [partial(query, text) for text in queries]
-        found = await at_once(calls, most=MODEL_CALLS_AT_ONCE)
+        found = await gather_limited(calls, most=MODEL_CALLS_AT_ONCE)
         return self._split(texts, queries, list(chain.from_iterable(found)))
 
     @staticmethod

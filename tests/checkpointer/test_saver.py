@@ -32,7 +32,7 @@ from haive_persistence.checkpointer.ids import decode_id, encode_id, thread_key
 from haive_persistence.checkpointer.storage import piece_numbers
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
-from haive_persistence.db.grouping import Grouping
+from haive_persistence.db.batching.group_commit import GroupCommit
 from tests.builders import RoundTrips, make_checkpoint, store, thread
 
 
@@ -530,7 +530,7 @@ def test_what_could_not_be_sent_stays_within_the_memory_it_may_have(
         raise errors.UnavailableError("the database is away", sqlstate=None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Grouping, "fetch_all", unreachable)
+        patch.setattr(GroupCommit, "fetch_all", unreachable)
         for i in range(100):
             with pytest.raises(errors.UnavailableError):
                 store(saver, {"text": f"{i} ".ljust(50_000, "x")}, config)
@@ -589,18 +589,18 @@ def test_a_first_put_that_is_sent_again_when_others_know_the_thread_it_made(
     saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer is lost; before it is sent again the thread is read, added to, and deleted."""
-    usual = Grouping.fetch_all
+    usual = GroupCommit.fetch_all
     messages = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
     other = new_saver()
 
-    async def twice(self: Grouping, *args: Any, **options: Any) -> Any:
-        monkeypatch.setattr(Grouping, "fetch_all", usual)
+    async def twice(self: GroupCommit, *args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(GroupCommit, "fetch_all", usual)
         await usual(self, *args, **options)
         store(other, {"n": 1, "messages": messages})
         new_saver().delete_thread("t")
         return await usual(self, *args, **options)
 
-    monkeypatch.setattr(Grouping, "fetch_all", twice)
+    monkeypatch.setattr(GroupCommit, "fetch_all", twice)
     store(saver, {"n": 1})
     assert values_of(new_saver()) == {"n": 1}
     store(other, {"n": 1, "messages": messages})
@@ -611,16 +611,16 @@ def test_a_thread_made_twice_with_a_deletion_in_between(
     saver: Checkpointer, new_saver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of two first puts is slow on its way; the other made the thread, which is deleted meanwhile."""
-    usual = Grouping.fetch_all
+    usual = GroupCommit.fetch_all
     held, go, calls = threading.Event(), threading.Event(), itertools.count()
 
-    async def slow(self: Grouping, *args: Any, **options: Any) -> Any:
+    async def slow(self: GroupCommit, *args: Any, **options: Any) -> Any:
         if next(calls) == 0:
             held.set()
             go.wait(10)
         return await usual(self, *args, **options)
 
-    monkeypatch.setattr(Grouping, "fetch_all", slow)
+    monkeypatch.setattr(GroupCommit, "fetch_all", slow)
     messages = [HumanMessage("x" * 200, id=str(i)) for i in range(5)]
     first = threading.Thread(target=store, args=(saver, {"n": 1}))
     first.start()

@@ -277,7 +277,7 @@ def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
 def test_recovery_is_waited_for_and_spoken_of(
     home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_SILENCE", 0.0)
+    monkeypatch.setattr(embedded.server, "LOG_INTERVAL_S", 0.0)
     with caplog.at_level(logging.WARNING):
         embedded.attach(home).close()
     assert f"waiting for the embedded server in {home}" in caplog.text
@@ -377,7 +377,7 @@ def test_binaries_out_of_reach_are_brought_within(empty_home: Path, monkeypatch:
 UNPRIVILEGED = """
 import os, sys, pathlib
 import asyncio.base_events, concurrent.futures.thread, encodings.idna, platformdirs, psutil, psycopg, psycopg_binary
-import haive_persistence.db.runners, haive_persistence.db.session, haive_persistence.db.echo
+import haive_persistence.db.runners, haive_persistence.db.session_setup, haive_persistence.db.hooks
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, embedded, run_sync
 os.setgroups([])
@@ -505,7 +505,7 @@ def test_unknown_user_is_an_error(empty_home: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_big_log_is_put_aside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_LOG_LIMIT_BYTES", 10)
+    monkeypatch.setattr(embedded.server, "_LOG_LIMIT_BYTES", 10)
     for _ in range(2):
         embedded.attach(home).close()
     assert (home / "server.log.1").exists()

@@ -13,7 +13,7 @@ def test_driver_and_binaries_wait_for_the_first_use() -> None:
 import sys
 import haive_persistence.config, haive_persistence.db
 from haive_persistence.db import Database
-Database("postgresql://nowhere").for_tenant("a").queries("catalogue")
+Database("postgresql://nowhere").for_tenant("a").queries("schema_lint")
 print([name for name in ("psycopg", "psycopg_pool", "psutil", "platformdirs", "cryptography") if name in sys.modules])
 """
     assert finish(in_process(code)) == "[]\n"

@@ -59,7 +59,7 @@ def test_sum_of_migrations_and_readable_schema_end_equal(empty_dsn: str) -> None
 
 
 def describe(conn: Connection[Any], schema: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything in a schema, as the catalogue has it, without the schema's own name."""
+    """Everything in a schema, as the catalog has it, without the schema's own name."""
     parts = {
         "tables": "SELECT relname, relkind, relrowsecurity, relforcerowsecurity, reloptions, relpersistence"
         " FROM pg_class WHERE relnamespace = {s} AND relkind IN ('r', 'p', 'v', 'm', 'S')",
@@ -211,8 +211,8 @@ def test_eight_threads_start_together(empty_dsn: str) -> None:
 def test_lock_goes_when_its_holder_dies(empty_dsn: str) -> None:
     code = """
 import os, sys, psycopg
-from haive_persistence.db.migrate import only_one
-with only_one(lambda: psycopg.connect(sys.argv[1], autocommit=True), "haive"):
+from haive_persistence.db.migrate import advisory_lock
+with advisory_lock(lambda: psycopg.connect(sys.argv[1], autocommit=True), "haive"):
     print("holding", flush=True)
     os.kill(os.getpid(), 9)
 """
@@ -222,9 +222,9 @@ with only_one(lambda: psycopg.connect(sys.argv[1], autocommit=True), "haive"):
 
 
 def test_waiting_for_too_long_is_an_error(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "PATIENCE", 0.05)
+    monkeypatch.setattr(migrate, "LOCK_WAIT_S", 0.05)
     with (
-        migrate.only_one(connector(empty_dsn), "haive"),
+        migrate.advisory_lock(connector(empty_dsn), "haive"),
         pytest.raises(MigrationError, match="another process"),
     ):
         apply(empty_dsn)
@@ -233,7 +233,7 @@ def test_waiting_for_too_long_is_an_error(empty_dsn: str, monkeypatch: pytest.Mo
 def test_table_in_use_is_waited_for_and_then_left_alone(
     empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT_S", 0.05)
     make, change = "CREATE TABLE haive.busy (id int)", "ALTER TABLE haive.busy ADD COLUMN more int"
     apply(empty_dsn, make)
     with psycopg.connect(empty_dsn) as reader:

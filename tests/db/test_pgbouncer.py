@@ -103,10 +103,10 @@ def test_pooler_is_noticed_and_taken_for_one_of_transactions(pooled_dsn: str, ds
         Database(PersistenceConfig(connection_string=each, pooler="auto", prepare_threshold="auto"))
         for each in (pooled_dsn, dsn)
     )
-    assert found._core.plan().on_connect == ()
-    assert found._core.plan().prepares_after is None
-    assert direct._core.plan().on_connect != ()
-    assert direct._core.plan().prepares_after == 0
+    assert found._core.pools.plan().on_connect == ()
+    assert found._core.pools.plan().prepares_after is None
+    assert direct._core.pools.plan().on_connect != ()
+    assert direct._core.pools.plan().prepares_after == 0
     found.close()
     direct.close()
 

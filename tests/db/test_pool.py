@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from haive_persistence.db import Database, Query, pool, run_sync
-from haive_persistence.db.pool import Slots
+from haive_persistence.db import Database, Query, run_sync, slots
+from haive_persistence.db.slots import Slots
 from haive_persistence.errors import TimedOutError
 from tests.builders import until
 from tests.db.helpers import MOMENTS, ONE, SLEEP, WHO, finish, in_process, reach
@@ -66,7 +66,7 @@ async def test_pool_size_stays_open_and_overflow_does_not(
     assert count_open(admin, tenant, 5) == 5
     await asyncio.gather(*work)
     assert count_open(admin, tenant, 5) == 5  # the next burst may be near
-    monkeypatch.setattr(pool, "OVERFLOW_IDLE", 0.0)
+    monkeypatch.setattr(slots, "OVERFLOW_IDLE_S", 0.0)
     await database.asynchronous.fetch_one(WHO)
     assert count_open(admin, tenant, 2) == 2
 
@@ -166,7 +166,7 @@ def test_connections_are_replaced_when_old_and_closed_when_idle(
     database = named(pool_size=4)
     pid = run_sync(database.blocking.fetch_one(WHO))[2]
     assert run_sync(database.blocking.fetch_one(WHO))[2] == pid
-    monkeypatch.setattr(pool, "MAX_LIFETIME", 0.0)
+    monkeypatch.setattr(slots, "MAX_LIFETIME_S", 0.0)
     run_sync(database.blocking.fetch_one(WHO))
     assert count_open(admin, tenant, 0) == 0
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_connections_are_replaced_when_old_and_closed_when_idle(
             await b.fetch_one(WHO)
 
     run_sync(spread())
-    monkeypatch.setattr(pool, "MAX_IDLE", 0.0)
+    monkeypatch.setattr(slots, "MAX_IDLE_S", 0.0)
     run_sync(database.blocking.fetch_one(WHO))
     assert count_open(admin, tenant, 0) == 0
 
@@ -249,7 +249,7 @@ def test_every_asyncio_run_has_its_own_connections_and_leaves_none(
         for _ in range(4):
             asyncio.run(work())
             assert count_open(admin, tenant, 0) == 0
-    assert database._core._loops == {}
+    assert database._core.pools._loops == {}
     gc.collect()
     assert [r for r in caplog.records if r.levelno > logging.DEBUG] == []
 
@@ -263,7 +263,7 @@ def test_loop_that_is_closed_without_notice_is_cleaned_up_after(
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     asyncio.run(database.asynchronous.fetch_one(WHO))
-    assert database._core._loops == {}
+    assert database._core.pools._loops == {}
     gc.collect()
     assert count_open(admin, tenant, 0) == 0
     assert caplog.records == []
@@ -350,10 +350,10 @@ print("done")
 
 class _Waiter:
     def __init__(self) -> None:
-        self.wire = None
+        self.connection = None
         self.woken = False
 
-    def hand(self) -> bool:
+    def notify(self) -> bool:
         self.woken = True
         return True
 
@@ -363,9 +363,9 @@ def test_slot_without_a_connection_goes_to_whoever_waits() -> None:
     first, second = _Waiter(), _Waiter()
     assert slots.claim(first)
     assert not slots.claim(second)
-    slots.give(None)  # its connection broke
+    slots.release(None)  # its connection broke
     assert second.woken
-    assert second.wire is None
+    assert second.connection is None
     assert slots.open == 1
 
 

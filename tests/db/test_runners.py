@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from haive_persistence.db import Database, Db, Query, RoundTrip, Statement, run_sync, session
-from haive_persistence.db.wire import MAX_PREPARED
+from haive_persistence.db import Database, Db, Query, RoundTrip, Statement, run_sync, session_setup
+from haive_persistence.db.exchange import MAX_PREPARED
 from haive_persistence.errors import (
     ConflictError,
     DatabaseError,
@@ -268,7 +268,7 @@ def test_many_threads_share_a_pool(connected: Callable[..., Database]) -> None:
     with ThreadPoolExecutor(16) as threads:
         for n, rows in enumerate(threads.map(work, range(16))):
             assert rows == [(str(n), i) for i in range(30)]
-    assert database._core.blocking_pool().slots.open <= 5
+    assert database._core.pools.blocking().slots.open <= 5
 
 
 async def test_many_tasks_share_a_pool(connected: Callable[..., Database]) -> None:
@@ -366,8 +366,8 @@ def test_copy_is_refused_and_leaves_the_pool_whole(notes: Database, run: Run) ->
 def test_citus_is_told_in_every_transaction(
     connected: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = session._look
-    monkeypatch.setattr(session, "_look", lambda *given: look(*given)._replace(citus=True))
+    look = session_setup._look
+    monkeypatch.setattr(session_setup, "_look", lambda *given: look(*given)._replace(citus=True))
     database = connected()
     trips: list[RoundTrip] = []
     database.hooks.append(trips.append)

@@ -112,7 +112,7 @@ def test_every_text_is_planned_and_names_the_tenant(planner: Connection[Any], ro
         for node in scans(planner, text):
             seen += 1
             assert re.search(r"tenant_id = \(?\$\d", conditions(node)), (name, text, node)
-    assert seen or room == "catalogue"
+    assert seen or room == "schema_lint"
 
 
 #: Queries about more than one thread, by what they look up instead.

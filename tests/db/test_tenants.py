@@ -89,9 +89,11 @@ def test_transaction_mode_leaves_nothing_on_the_connection(
     database = notes if pooled.config.pooler == "session" else pooled
     run_sync(database.for_tenant(tenant).blocking.fetch_one(COUNT))
     if pooled.config.pooler == "transaction":
-        wire = run_sync(database._core.blocking_pool().acquire())
-        row = wire.conn.execute("SELECT current_setting('haive.tenant', true), current_user").fetchone()
-        database._core.blocking_pool().release(wire)
+        connection = run_sync(database._core.pools.blocking().acquire())
+        row = connection.driver.execute(
+            "SELECT current_setting('haive.tenant', true), current_user"
+        ).fetchone()
+        database._core.pools.blocking().release(connection)
         assert row == ("", "postgres")
 
 
@@ -138,12 +140,12 @@ def test_tenant_of_a_transaction_ends_with_it(pooled: Database, tenant: str) -> 
 
 
 def test_connection_given_back_dirty_is_not_used_again(pooled: Database, tenant: str) -> None:
-    pool = pooled._core.blocking_pool()
-    wire = run_sync(pool.acquire())
-    wire.conn.execute("BEGIN")
-    wire.conn.execute("SET LOCAL haive.tenant = 'b'")
-    pool.release(wire)
-    assert wire.conn.pgconn.status == psycopg.pq.ConnStatus.BAD
+    pool = pooled._core.pools.blocking()
+    connection = run_sync(pool.acquire())
+    connection.driver.execute("BEGIN")
+    connection.driver.execute("SET LOCAL haive.tenant = 'b'")
+    pool.release(connection)
+    assert connection.driver.pgconn.status == psycopg.pq.ConnStatus.BAD
     assert run_sync(pooled.for_tenant(tenant).blocking.fetch_one(WHO))[0] == tenant
 
 

@@ -11,8 +11,8 @@ import pytest
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
 from haive_persistence.db import Database, Query, Statement
-from haive_persistence.db.catalogue import distribution_findings, isolation_findings, upsert_findings
 from haive_persistence.db.protocol import run_sync
+from haive_persistence.db.schema_lint import distribution_findings, isolation_findings, upsert_findings
 from haive_persistence.store import PostgresStore
 from haive_persistence.store.nearest import Nearest
 from tests.builders import LETTERS

@@ -416,7 +416,7 @@ def test_no_connection_is_held_while_embedding(database: Database) -> None:
     open_before: list[int] = []
 
     def embed(texts: list[str]) -> list[list[float]]:
-        open_before.append(database._core.blocking_pool().slots.open - _idle(database))
+        open_before.append(database._core.pools.blocking().slots.open - _idle(database))
         return letters(texts)
 
     store = _model_store(database, embed)
@@ -426,7 +426,7 @@ def test_no_connection_is_held_while_embedding(database: Database) -> None:
 
 
 def _idle(database: Database) -> int:
-    return len(database._core.blocking_pool().slots._idle)
+    return len(database._core.pools.blocking().slots._idle)
 
 
 # -- settings and tables ----------------------------------------------------------------------

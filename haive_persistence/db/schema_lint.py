@@ -1,4 +1,4 @@
-"""Reads a schema's catalogue and says what is wrong with it: isolation of tenants, fitness for Citus."""
+"""Reads the catalog of a schema and says what is wrong with it: isolation of tenants, fitness for Citus."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def isolation_findings(conn: Connection[Any], schema: str, role: str | None = No
 
     `role` is the one tenants are served as, if it is not the login.
     """
-    queries = load_queries("catalogue")
+    queries = load_queries("schema_lint")
     given = {"schema": f'"{schema}"', "rule": TENANT_RULE, "role": role}
     names = ("isolation_tables", "isolation_policies", "isolation_detours")
     rows = [row for name in names for row in conn.execute(queries[name].encode(), given, prepare=False)]
@@ -43,7 +43,7 @@ def isolation_findings(conn: Connection[Any], schema: str, role: str | None = No
 
 def distribution_findings(conn: Connection[Any], schema: str) -> list[Finding]:
     """What Citus would refuse about the tables of a schema; empty when nothing."""
-    query = load_queries("catalogue")["distribution"]
+    query = load_queries("schema_lint")["distribution"]
     return sorted(
         Finding(*row) for row in conn.execute(query.encode(), {"schema": f'"{schema}"'}, prepare=False)
     )

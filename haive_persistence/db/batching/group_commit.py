@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
-from haive_persistence.db.failures import is_about_all
+from haive_persistence.db.error_mapping import affects_whole_batch
 from haive_persistence.db.protocol import Db, Params, Query, Row, Statement, run_sync
 from haive_persistence.db.runners import BlockingDb
 from haive_persistence.errors import DatabaseError, InvalidInputError
@@ -28,13 +28,13 @@ from haive_persistence.errors import DatabaseError, InvalidInputError
 #: Rounds under way at once: while the server works on one, the client prepares the other.
 LEADERS = 2
 #: Statements in one round at most, and the bytes after which no more are added.
-MOST = 64
-MOST_BYTES = 1 << 20
+MAX_STATEMENTS = 64
+MAX_ROUND_BYTES = 1 << 20
 
 _LOCKED = "55P03"  # lock_not_available
 
 
-class Grouping:
+class GroupCommit:
     """Joins the idempotent statements of one tenant's concurrent writers."""
 
     def __init__(self) -> None:
@@ -44,27 +44,27 @@ class Grouping:
         )
 
     async def fetch_all(
-        self, db: Db, query: Query, params: Params, *, alone: Query, key: bytes, size: int
+        self, db: Db, query: Query, params: Params, *, fallback: Query, key: bytes, size: int
     ) -> list[Row]:
         """Run one statement, maybe together with others; its rows.
 
-        `alone` is what runs by itself if a round fails: the same, but it may wait for locks. `key` says
+        `fallback` is what runs by itself if a round fails: the same, but it may wait for locks. `key` says
         which rows it locks: rounds take them in the order of their keys, so that two never wait for each
         other. `size`: its parameters' bytes, about.
         """
         entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
-            self._blocking.ask(db, entry)
+            self._blocking.submit(db, entry)
         else:
             loop = asyncio.get_running_loop()
             group = self._loops.get(loop)
             if group is None:
                 group = self._loops[loop] = _LoopGroup()
-            await group.ask(db, entry)
+            await group.submit(db, entry)
         if entry.error is not None:
             raise entry.error
         if entry.rows is None:
-            return await db.fetch_all(alone, params, idempotent=True)
+            return await db.fetch_all(fallback, params, idempotent=True)
         return entry.rows
 
 
@@ -88,7 +88,7 @@ def _fill(queue: deque[_Entry], most: int) -> list[_Entry]:
     """Move entries from the queue to a round until it is full."""
     part: list[_Entry] = []
     size = 0
-    while queue and len(part) < most and (not part or size + queue[0].size <= MOST_BYTES):
+    while queue and len(part) < most and (not part or size + queue[0].size <= MAX_ROUND_BYTES):
         size += queue[0].size
         part.append(queue.popleft())
     return part
@@ -102,7 +102,7 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
     except (DatabaseError, InvalidInputError) as error:
         locked = isinstance(error, DatabaseError) and error.sqlstate == _LOCKED
-        if not locked and (len(part) == 1 or is_about_all(error)):
+        if not locked and (len(part) == 1 or affects_whole_batch(error)):
             for entry in part:
                 entry.error = error
         return
@@ -118,7 +118,7 @@ class _BlockingGroup:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
 
-    def ask(self, db: Db, entry: _Entry) -> None:
+    def submit(self, db: Db, entry: _Entry) -> None:
         with self._lock:
             if self._leading < LEADERS:
                 self._leading += 1
@@ -132,7 +132,7 @@ class _BlockingGroup:
                 entry.wake.acquire()  # until a leader has an answer, or a place to hand over
             if entry.part is not None:
                 with self._lock:
-                    entry.part += _fill(self._queue, MOST - 1)
+                    entry.part += _fill(self._queue, MAX_STATEMENTS - 1)
                 run_sync(_round(db, entry.part))
         except BaseException:  # Ctrl-C, maybe while it waited: nobody shall count on it
             with self._lock, contextlib.suppress(ValueError):
@@ -167,7 +167,7 @@ class _LoopGroup:
         self._leading = 0
         self._scheduled = False
 
-    async def ask(self, db: Db, entry: _Entry) -> None:
+    async def submit(self, db: Db, entry: _Entry) -> None:
         loop = asyncio.get_running_loop()
         entry.future = loop.create_future()
         self._queue.append(entry)
@@ -189,7 +189,7 @@ class _LoopGroup:
         self._scheduled = False
         while self._queue and self._leading < LEADERS:
             # What has gathered is shared among the free places.
-            part = _fill(self._queue, min(MOST, -(-len(self._queue) // (LEADERS - self._leading))))
+            part = _fill(self._queue, min(MAX_STATEMENTS, -(-len(self._queue) // (LEADERS - self._leading))))
             waiting = [entry for entry in part if entry.future is not None and not entry.future.done()]
             if waiting:  # the others were cancelled
                 self._leading += 1

@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import failures, migrate
+from haive_persistence.db import error_mapping, migrate
 from haive_persistence.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,30 +43,30 @@ class SessionPlan:
         *,
         per_transaction: bool,
         prepares_after: int | None,
-        to_build: Sequence[bytes] = (),
+        ddl_settings: Sequence[bytes] = (),
     ) -> None:
         #: Said once on a new connection.
         self.on_connect = () if per_transaction else tuple(b"SET " + s for s in settings)
         #: After how many uses a statement is prepared; None is never.
         self.prepares_after = prepares_after
         #: Said on a connection that builds an index.
-        self.to_build = tuple(b"SET " + s for s in to_build)
+        self.ddl_settings = tuple(b"SET " + s for s in ddl_settings)
         self._local = tuple(b"SET LOCAL " + s for s in settings) if per_transaction else None
-        self._around: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
+        self._envelopes: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
 
-    def around(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    def envelope(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """What to say before and after statements so that they are this tenant's.
 
         Without anything after them, what is said before stays true of the connection.
         """
-        found = self._around.get(tenant)
+        found = self._envelopes.get(tenant)
         if found is None:
-            if len(self._around) > 10_000:
-                self._around.clear()
-            found = self._around[tenant] = self._say(tenant)
+            if len(self._envelopes) > 10_000:
+                self._envelopes.clear()
+            found = self._envelopes[tenant] = self._render(tenant)
         return found
 
-    def _say(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    def _render(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         if self._local is None:
             return (b"SET " + _tenant_is(tenant),), ()
         return (b"BEGIN", *self._local, b"SET LOCAL " + _tenant_is(tenant)), (b"COMMIT",)
@@ -144,7 +144,7 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
             f"schema, and SELECT, INSERT, UPDATE and DELETE on all tables in it. ({error})"
         ) from error
     except psycopg.Error as error:
-        raise failures.from_driver(error) from error
+        raise error_mapping.from_driver(error) from error
 
 
 def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
@@ -169,7 +169,7 @@ def _plan(conn: Connection[Any], config: PersistenceConfig, settings: list[bytes
     per_transaction = login.citus or _pooled(conn, config, login)
     timeouts = ("lock_timeout", *migrate.timeouts(conn))
     # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
-    to_build = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
+    ddl_settings = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
     if login.bypasses:
         settings.append(b'ROLE "' + login.role.encode() + b'"')
     if login.citus:
@@ -178,7 +178,7 @@ def _plan(conn: Connection[Any], config: PersistenceConfig, settings: list[bytes
         settings,
         per_transaction=per_transaction,
         prepares_after=config.prepares_after(pooled=per_transaction),
-        to_build=to_build,
+        ddl_settings=ddl_settings,
     )
 
 
@@ -188,7 +188,7 @@ def _try_settings(conn: Connection[Any], settings: Sequence[bytes]) -> None:
             for setting in settings:
                 conn.execute(b"SET LOCAL " + setting)
     except psycopg.Error as error:
-        raise failures.unreachable(error) from error
+        raise error_mapping.unreachable(error) from error
 
 
 def _look(conn: Connection[Any], schema: str) -> _Login:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 
 import psycopg
 
-from haive_persistence.db.wire import Failed, Fate
 from haive_persistence.errors import (
     AmbiguousCommitError,
     ConfigError,
@@ -17,11 +17,29 @@ from haive_persistence.errors import (
     UnavailableError,
 )
 
+
+class CommitState(Enum):
+    """Whether an exchange that failed was committed."""
+
+    NOT_RUN = "nothing happened, and a fresh connection may well succeed"
+    REFUSED = "the server said no; nothing was kept"
+    UNKNOWN = "the connection died; it may have been kept"
+
+
+class ExchangeFailure(Exception):
+    """The failure of an exchange, and what is known of its effects."""
+
+    def __init__(self, error: psycopg.Error, fate: CommitState) -> None:
+        super().__init__(error)
+        self.error = error
+        self.state = fate
+
+
 # One statement took too long, or waited too long for a lock: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ONE_TIMED_OUT = ("57014", "55P03")
 
 
-def is_about_all(error: Exception) -> bool:
+def affects_whole_batch(error: Exception) -> bool:
     """Whether what went wrong with several calls that were sent together would with each of them alone.
 
     A server that is gone is gone for all, and asking one by one would wait as often.
@@ -78,10 +96,10 @@ _STARTING = re.compile(
 )
 
 
-def translate(failed: Failed) -> DatabaseError:
+def translate(failed: ExchangeFailure) -> DatabaseError:
     """Ours for an exchange that failed for good; chain it to `failed.error`."""
     error = failed.error
-    if failed.fate is Fate.UNKNOWN:
+    if failed.state is CommitState.UNKNOWN:
         return AmbiguousCommitError(
             f"the connection was lost before the answer came, so the work may or may not have been kept. "
             f"Read it back before you try again. ({_first_line(error)})",

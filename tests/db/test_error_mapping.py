@@ -15,8 +15,8 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import Database, Db, Query, Statement, failures, run_sync, session
-from haive_persistence.db.connecting import with_defaults
+from haive_persistence.db import Database, Db, Query, Statement, error_mapping, run_sync, session_setup
+from haive_persistence.db.server import with_defaults
 from haive_persistence.errors import (
     AmbiguousCommitError,
     ConfigError,
@@ -59,7 +59,7 @@ def test_unique_violation_is_a_conflict_that_names_its_constraint(
         run(lambda db: db.execute(*add(tenant, "a")))
     assert caught.value.sqlstate == "23505"
     assert isinstance(caught.value.__cause__, psycopg.errors.UniqueViolation)
-    assert failures.constraint(caught.value) == "note_pkey"
+    assert error_mapping.constraint(caught.value) == "note_pkey"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,6 @@ def test_defaults_leave_room_for_what_is_given(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_old_servers_are_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "OLDEST_SERVER", 990000)
+    monkeypatch.setattr(session_setup, "OLDEST_SERVER", 990000)
     with pytest.raises(ConfigError, match="Postgres 99 or newer is needed"):
         Database(dsn).setup()

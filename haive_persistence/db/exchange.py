@@ -18,7 +18,6 @@ import secrets
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import psycopg
@@ -29,6 +28,7 @@ from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.waiting import Wait
 
+from haive_persistence.db.error_mapping import CommitState, ExchangeFailure
 from haive_persistence.db.protocol import Params, Query, Row, Statement
 from haive_persistence.errors import InvalidInputError
 
@@ -51,25 +51,8 @@ _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|s|%|(.?))", re.DOTALL)
 _UNSENDABLE = (psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError, OverflowError, struct.error)
 
 
-class Fate(Enum):
-    """What became of an exchange that did not succeed."""
-
-    NOT_RUN = "nothing happened, and a fresh connection may well succeed"
-    REFUSED = "the server said no; nothing was kept"
-    UNKNOWN = "the connection died; it may have been kept"
-
-
-class Failed(Exception):
-    """An exchange that failed: how, and what is known of its effects."""
-
-    def __init__(self, error: psycopg.Error, fate: Fate) -> None:
-        super().__init__(error)
-        self.error = error
-        self.fate = fate
-
-
 #: What an exchange yields: a result for each statement, or what went wrong.
-Outcome = Union["list[PGresult]", Failed]
+Outcome = Union["list[PGresult]", ExchangeFailure]
 
 
 class _Compiled(NamedTuple):
@@ -121,7 +104,7 @@ def _parse(query: str) -> _Compiled:
     return _Compiled(text, tuple(order), not named, [PyFormat.AUTO] * len(order))
 
 
-class Wire:
+class PipelinedConnection:
     """A connection, and what this package knows about its state on the server."""
 
     __slots__ = (
@@ -133,7 +116,7 @@ class Wire:
         "_tx",
         "_uses",
         "born",
-        "conn",
+        "driver",
         "idle_since",
         "tenant",
     )
@@ -144,7 +127,7 @@ class Wire:
         set_json_loads(json.loads, conn)  # whatever the application has made psycopg's default
         conn._pool = None  # dropping an idle connection is no reason to warn
         #: A Connection or an AsyncConnection, whichever its pool opens.
-        self.conn: Any = conn
+        self.driver: Any = conn
         #: The tenant the session is set to; None when that is not known.
         self.tenant: str | None = None
         self.born = self.idle_since = time.monotonic()
@@ -190,7 +173,7 @@ class Wire:
     def close(self) -> None:
         """Hang up."""
         self.tenant = None
-        self.conn._closed = True
+        self.driver._closed = True
         self._pg.finish()
 
     # -- reading results ----------------------------------------------------------------------
@@ -313,7 +296,9 @@ class Wire:
             self._pg.send_query_params(b"DEALLOCATE " + name, None)
         return 1
 
-    def _verdict(self, results: list[PGresult], lost: psycopg.Error | None, commit_at: int) -> Failed:
+    def _verdict(
+        self, results: list[PGresult], lost: psycopg.Error | None, commit_at: int
+    ) -> ExchangeFailure:
         """What is known after a failure.
 
         The server answers in order and commits last. An error it sent for anything before the
@@ -321,15 +306,17 @@ class Wire:
         """
         at, bad = next(((i, r) for i, r in enumerate(results) if r.status == _FATAL), (0, None))
         if bad is None:
-            return Failed(lost or psycopg.OperationalError("the connection was lost"), Fate.UNKNOWN)
+            return ExchangeFailure(
+                lost or psycopg.OperationalError("the connection was lost"), CommitState.UNKNOWN
+            )
         error = psycopg.errors.error_from_result(bad, encoding="utf-8")
         if error.sqlstate is None:  # libpq's own words, not the server's
-            return Failed(error, Fate.UNKNOWN)
+            return ExchangeFailure(error, CommitState.UNKNOWN)
         if _is_stale(error):
-            return Failed(error, Fate.NOT_RUN)
+            return ExchangeFailure(error, CommitState.NOT_RUN)
         if lost is None and self._pg.status == ConnStatus.OK:
-            return Failed(error, Fate.REFUSED)
-        return Failed(error, Fate.NOT_RUN if at < commit_at else Fate.UNKNOWN)
+            return ExchangeFailure(error, CommitState.REFUSED)
+        return ExchangeFailure(error, CommitState.NOT_RUN if at < commit_at else CommitState.UNKNOWN)
 
 
 def _in_order(query: str, compiled: _Compiled, params: Params, tenant: str) -> Sequence[object]:

@@ -8,9 +8,7 @@ is held back while an earlier answer is on its way.
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 Asked = TypeVar("Asked")
@@ -18,10 +16,10 @@ Answer = TypeVar("Answer")
 T = TypeVar("T")
 
 #: Calls answered at once. More only makes the first of them wait for the last.
-MOST_AT_ONCE = 500
+MAX_TOGETHER = 500
 
 
-class Ticks(Generic[Asked, Answer]):
+class Coalescer(Generic[Asked, Answer]):
     """Joins calls into batches, per event loop.
 
     `answer` takes what was asked, in order, and returns the answers in the same order. When it fails
@@ -33,7 +31,7 @@ class Ticks(Generic[Asked, Answer]):
         self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[Asked, asyncio.Future[Answer]]]] = {}
         self._running: set[asyncio.Future[Any]] = set()
 
-    async def ask(self, question: Asked) -> Answer:
+    async def submit(self, question: Asked) -> Answer:
         """The answer to one question, given together with those of this tick."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
@@ -54,9 +52,9 @@ class Ticks(Generic[Asked, Answer]):
         return task
 
     async def _run(self, asked: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
-        for start in range(0, len(asked), MOST_AT_ONCE):
+        for start in range(0, len(asked), MAX_TOGETHER):
             # Who was cancelled meanwhile has its answer.
-            part = [one for one in asked[start : start + MOST_AT_ONCE] if not one[1].done()]
+            part = [one for one in asked[start : start + MAX_TOGETHER] if not one[1].done()]
             if not await self._settle(part) and len(part) > 1:
                 for one in part:
                     await self._settle([one])
@@ -82,11 +80,11 @@ class Ticks(Generic[Asked, Answer]):
         try:
             answers = await work
         except BaseException as error:
-            from haive_persistence.db.failures import is_about_all  # with it comes the driver
+            from haive_persistence.db.error_mapping import affects_whole_batch  # with it comes the driver
 
             if nobody_waits():
                 return True
-            if len(part) > 1 and isinstance(error, Exception) and not is_about_all(error):
+            if len(part) > 1 and isinstance(error, Exception) and not affects_whole_batch(error):
                 return False
             for _, future in part:
                 _fail(future, error)
@@ -99,60 +97,7 @@ class Ticks(Generic[Asked, Answer]):
         return True
 
 
-class Turns:
-    """Lets those that change the same things go one after the other, in the order in which they came.
-
-    Of two writes of one item that are under way at once, the one that was asked for last must win, though
-    the other may have to wait for something in between. Who changes other things waits for nobody.
-    """
-
-    def __init__(self) -> None:
-        self._last: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, dict[Hashable, asyncio.Future[None]]
-        ] = weakref.WeakKeyDictionary()
-
-    def are_taken(self, things: Iterable[Hashable]) -> bool:
-        """Whether someone is changing one of these now."""
-        last = self._last.get(asyncio.get_running_loop(), {})
-        return any(thing in last for thing in things)
-
-    @asynccontextmanager
-    async def of(self, things: Iterable[Hashable]) -> AsyncGenerator[None]:
-        """The turn of who changes these; it ends with the block."""
-        loop = asyncio.get_running_loop()
-        last = self._last.setdefault(loop, {})
-        mine: asyncio.Future[None] = loop.create_future()
-        wanted = list(things)
-        before = {last[thing] for thing in wanted if thing in last}
-        last.update(dict.fromkeys(wanted, mine))
-        try:
-            if before:
-                await asyncio.wait(before)
-            yield
-        finally:
-            # Also when it was cancelled while it waited: who comes next must not overtake those before it.
-            _after(list(before), lambda: self._end(last, wanted, mine))
-
-    @staticmethod
-    def _end(
-        last: dict[Hashable, asyncio.Future[None]], wanted: Iterable[Hashable], mine: asyncio.Future[None]
-    ) -> None:
-        mine.set_result(None)
-        for thing in wanted:
-            if last.get(thing) is mine:
-                del last[thing]
-
-
-def _after(futures: Sequence[asyncio.Future[None]], call: Callable[[], None]) -> None:
-    """Call when all of these are done, now if they are."""
-    left = [future for future in futures if not future.done()]
-    if left:
-        left[0].add_done_callback(lambda _: _after(left[1:], call))
-    else:
-        call()
-
-
-async def at_once(calls: Sequence[Callable[[], Awaitable[Answer]]], *, most: int) -> list[Answer]:
+async def gather_limited(calls: Sequence[Callable[[], Awaitable[Answer]]], *, most: int) -> list[Answer]:
     """The answers of several calls that wait at the same time, at most so many of them."""
     places = asyncio.Semaphore(most)
 

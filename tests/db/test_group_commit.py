@@ -13,7 +13,7 @@ import pytest
 
 from haive_persistence import errors
 from haive_persistence.db import Database
-from haive_persistence.db.grouping import Grouping
+from haive_persistence.db.batching.group_commit import GroupCommit
 from haive_persistence.db.protocol import Query, run_sync
 from tests.builders import until
 
@@ -28,9 +28,9 @@ def params(database: Database, id_: str, epoch: int = 1) -> dict[str, Any]:
     return {"id": f"{database.tenant}-{id_}", "epoch": epoch, "tenant": database.tenant}
 
 
-def ask(grouping: Grouping, database: Database, id_: str, epoch: int = 1) -> str:
-    statement = grouping.fetch_all(
-        database.blocking, INSERT, params(database, id_, epoch), alone=INSERT, key=id_.encode(), size=100
+def ask(group_commit: GroupCommit, database: Database, id_: str, epoch: int = 1) -> str:
+    statement = group_commit.fetch_all(
+        database.blocking, INSERT, params(database, id_, epoch), fallback=INSERT, key=id_.encode(), size=100
     )
     return run_sync(statement)[0][0]
 
@@ -62,34 +62,34 @@ def test_a_thread_that_is_interrupted_while_it_waits_holds_up_nobody(
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
-    grouping = Grouping()
+    group_commit = GroupCommit()
     usual = signal.signal(signal.SIGALRM, interrupt)
     try:
         with ThreadPoolExecutor(8) as pool:
-            first = [pool.submit(ask, grouping, database, f"first-{i}") for i in range(2)]
+            first = [pool.submit(ask, group_commit, database, f"first-{i}") for i in range(2)]
             until(lambda: waiting(dsn) >= 2)
             for i in range(3):  # this thread is the next to lead
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
                 with pytest.raises(Interrupted):
-                    ask(grouping, database, f"interrupted-{i}")
-            then = [pool.submit(ask, grouping, database, f"then-{i}") for i in range(6)]
-            until(lambda: len(grouping._blocking._queue) == 6)
+                    ask(group_commit, database, f"interrupted-{i}")
+            then = [pool.submit(ask, group_commit, database, f"then-{i}") for i in range(6)]
+            until(lambda: len(group_commit._blocking._queue) == 6)
             blocked()
             for asked in (*first, *then):
                 asked.result(timeout=20)
     finally:
         signal.signal(signal.SIGALRM, usual)
-    assert grouping._blocking._leading == 0
+    assert group_commit._blocking._leading == 0
 
 
 def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
     trips: list[Any] = []
-    grouping = Grouping()
+    group_commit = GroupCommit()
     database.hooks.append(trips.append)
     try:
         with ThreadPoolExecutor(WRITERS) as pool:
-            asked = [pool.submit(ask, grouping, database, str(i)) for i in range(WRITERS)]
-            until(lambda: waiting(dsn) >= 2 and len(grouping._blocking._queue) >= WRITERS - 4)
+            asked = [pool.submit(ask, group_commit, database, str(i)) for i in range(WRITERS)]
+            until(lambda: waiting(dsn) >= 2 and len(group_commit._blocking._queue) >= WRITERS - 4)
             blocked()
             assert [a.result() for a in asked] == [f"{database.tenant}-{i}" for i in range(WRITERS)]
     finally:
@@ -100,14 +100,14 @@ def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callab
 def test_tasks_share_round_trips(database: Database) -> None:
     async def main() -> int:
         trips: list[Any] = []
-        grouping = Grouping()
+        group_commit = GroupCommit()
         await database.asynchronous.fetch_all(Query("SELECT 1"))
         database.hooks.append(trips.append)
         db = database.asynchronous
         rows = await asyncio.gather(
             *(
-                grouping.fetch_all(
-                    db, INSERT, params(database, str(i)), alone=INSERT, key=b"%d" % i, size=100
+                group_commit.fetch_all(
+                    db, INSERT, params(database, str(i)), fallback=INSERT, key=b"%d" % i, size=100
                 )
                 for i in range(WRITERS)
             )
@@ -121,10 +121,10 @@ def test_tasks_share_round_trips(database: Database) -> None:
 
 
 def test_an_error_is_only_its_writers(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
-    grouping = Grouping()
+    group_commit = GroupCommit()
     with ThreadPoolExecutor(WRITERS) as pool:
         asked = [
-            pool.submit(ask, grouping, database, str(i), 2**70 if i == 20 else 1) for i in range(WRITERS)
+            pool.submit(ask, group_commit, database, str(i), 2**70 if i == 20 else 1) for i in range(WRITERS)
         ]
         until(lambda: waiting(dsn) >= 2)
         blocked()
@@ -135,12 +135,12 @@ def test_an_error_is_only_its_writers(database: Database, dsn: str, blocked: Cal
 
 def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
     async def main() -> list[Any]:
-        grouping = Grouping()
+        group_commit = GroupCommit()
         db = database.asynchronous
         tasks = [
             asyncio.ensure_future(
-                grouping.fetch_all(
-                    db, INSERT, params(database, f"c{i}"), alone=INSERT, key=b"%d" % i, size=100
+                group_commit.fetch_all(
+                    db, INSERT, params(database, f"c{i}"), fallback=INSERT, key=b"%d" % i, size=100
                 )
             )
             for i in range(8)
@@ -158,12 +158,12 @@ def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
 
 def test_two_groupings_never_wait_for_each_other(database: Database) -> None:
     """Two processes that make the same threads in different orders: rounds take them in one order."""
-    groupings = [Grouping(), Grouping()]
+    groupings = [GroupCommit(), GroupCommit()]
     upsert = Query(INSERT.replace("RETURNING", "ON CONFLICT (thread_key) DO UPDATE SET epoch = 2 RETURNING"))
 
-    def write(grouping: Grouping, i: int) -> None:
-        statement = grouping.fetch_all(
-            database.blocking, upsert, params(database, f"d{i}"), alone=upsert, key=b"%03d" % i, size=100
+    def write(group_commit: GroupCommit, i: int) -> None:
+        statement = group_commit.fetch_all(
+            database.blocking, upsert, params(database, f"d{i}"), fallback=upsert, key=b"%03d" % i, size=100
         )
         run_sync(statement)
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg import Connection
 
 from haive_persistence.db import Database, load_queries, run_sync
-from haive_persistence.db.catalogue import distribution_findings, isolation_findings, upsert_findings
+from haive_persistence.db.schema_lint import distribution_findings, isolation_findings, upsert_findings
 from haive_persistence.db.sql import sql_root
 from tests.db.helpers import WHO
 

@@ -26,11 +26,11 @@ def listening(root: str) -> int | None:
 
 def keep(root: str) -> None:
     """Wait until the server has no user, then stop it."""
-    mine = os.open(f"{root}/keeper.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    mine = os.open(f"{root}/watchdog.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # it has a keeper
+        return  # it has a watchdog
     users = os.open(f"{root}/users.lock", os.O_RDONLY | os.O_NOFOLLOW)
     fcntl.flock(users, fcntl.LOCK_EX)
     server = os.open(f"{root}/server.lock", os.O_RDONLY | os.O_NOFOLLOW)

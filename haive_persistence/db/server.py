@@ -1,0 +1,105 @@
+"""The Postgres that a configuration names: how to reach it, and starting it if it is the embedded one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from haive_persistence.config import PersistenceConfig
+from haive_persistence.db import error_mapping, fork_safety
+from haive_persistence.errors import EmbeddedServerError
+
+if TYPE_CHECKING:
+    from haive_persistence.db.embedded import EmbeddedServer
+
+
+class Server:
+    """Where connections lead. Shared by threads and event loops."""
+
+    def __init__(self, config: PersistenceConfig, *, on_attach: Callable[[], None]) -> None:
+        """`on_attach` is called when the embedded server was attached to."""
+        self.config = config
+        self._on_attach = on_attach
+        self._lock = threading.RLock()
+        self._attached: EmbeddedServer | None = None
+        fork_safety.register(self)
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+    def conninfo(self) -> str:
+        """The connection string, defaults included. Starts the embedded server if it is the one."""
+        if self.config.connection_string is not None:
+            return with_defaults(self.config.connection_string, self.config)
+        try:
+            return with_defaults(self._embedded().dsn(), self.config)
+        except EmbeddedServerError:  # it was stopped, and cleaned up after itself
+            self.ensure_running()
+            return with_defaults(self._embedded().dsn(), self.config)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """An autocommit connection of its own, used to find out about a database and to migrate it.
+
+        A server that is only starting is waited for; one that is not there is an error at once.
+        """
+        give_up = time.monotonic() + self.config.pool_timeout
+        while True:
+            try:
+                return psycopg.connect(self.conninfo(), autocommit=True, prepare_threshold=None)
+            except psycopg.Error as error:
+                ours = self.config.connection_string is None
+                hopeless = error_mapping.is_permanent(error) if ours else not error_mapping.is_starting(error)
+                if hopeless or time.monotonic() > give_up:
+                    raise error_mapping.unreachable(error) from error
+            self.ensure_running()
+            time.sleep(0.1)
+
+    def ensure_running(self) -> None:
+        """After a failure to connect: start the embedded server again if it has died."""
+        if self.config.connection_string is None:
+            self._embedded().ensure_running()
+
+    def close(self) -> None:
+        """Detach from the embedded server; its last user stops it."""
+        with self._lock:
+            attached, self._attached = self._attached, None
+        if attached is not None:
+            attached.close()
+
+    def _embedded(self) -> EmbeddedServer:
+        with self._lock:
+            if self._attached is None:
+                from haive_persistence.db import embedded
+
+                self._attached = embedded.attach(self.config.data_dir, self.config.embedded_settings)
+                self._on_attach()
+            return self._attached
+
+
+def with_defaults(conninfo: str, config: PersistenceConfig) -> str:
+    """`conninfo` with what it leaves open: our name, and noticing a dead peer within a minute.
+
+    Raises ConfigError if libpq cannot read it.
+    """
+    try:
+        given = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        raise error_mapping.unreachable(error) from error
+    defaults: dict[str, str | int] = {
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,  # keepalives say nothing while sent data is not acknowledged
+        "fallback_application_name": "haive-persistence",
+    }
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        defaults["connect_timeout"] = max(2, min(30, round(config.pool_timeout)))
+    return make_conninfo(
+        conninfo, **{k: v for k, v in defaults.items() if k not in given}, client_encoding="UTF8"
+    )
