@@ -52,6 +52,7 @@ class DeltaHistory:
                 reader, chain = self._reads.open(rows, address, codec)
             if reader is None or not chain:
                 return {channel: {"writes": []} for channel in channels}
+            reader.check_ancestors(chain, chain[1:], ended=len(chain) <= depth)
             try:
                 await fetch_missing(db, {address.thread: reader}, chain, "delta")
                 walks = {channel: _walk(reader, chain, channel) for channel in channels}
@@ -78,9 +79,9 @@ def _walk(reader: ThreadReader, chain: Sequence[StoredCheckpoint], channel: str)
     on_path: list[StoredCheckpoint] = []
     for s in chain[1:]:
         on_path.append(s)
-        names = reader.names(s.head)[3]
+        names = reader.names(s.body).values
         if channel in names:
-            return on_path, (s.head.values[names.index(channel)], s.head.base)
+            return on_path, (s.body.values[names.index(channel)], s.body.base)
     return on_path, None
 
 

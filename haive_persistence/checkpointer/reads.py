@@ -90,7 +90,7 @@ class Reads:
                     ns_key,
                     id_,
                     parent,
-                    reader.open_head(ns_key, id_, parent, payload),
+                    reader.open_body(ns_key, id_, parent, payload),
                     writes.get(id_, []),
                 ),
             )
@@ -161,7 +161,7 @@ class Reads:
             try:
                 if filter:
                     await fetch_missing(db, readers, found, "metadata")
-                    found = [s for s in found if contains(readers[s.thread].metadata(s.head), filter)]
+                    found = [s for s in found if contains(readers[s.thread].metadata(s.body), filter)]
                 await fetch_missing(db, readers, found)
                 if thread_id is not None:
                     found = [s._replace(thread_id=thread_id) for s in found]

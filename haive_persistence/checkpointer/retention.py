@@ -16,6 +16,7 @@ from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import ROOT_NS_KEY, encode_id, run_key
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.bindings import Bindings, bindings_of
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, new_epoch
 from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
 from haive_persistence.db.protocol import Db, Executor, Statement
@@ -76,7 +77,7 @@ class Retention:
             found = {
                 (s.ns_key, s.id)
                 for s in thread.checkpoints
-                if str(reader.metadata(s.head).get("run_id")) in wanted
+                if str(reader.metadata(s.body).get("run_id")) in wanted
             }
             return found - needed_by_other_runs(thread, found)
 
@@ -94,6 +95,7 @@ class Retention:
             if row is None:
                 return
             thread = await self._load_thread(tx, codec, key, row[0])
+            _check_lines(thread)
             to_delete: set[CheckpointKey] = choose(thread)
             if to_delete:
                 await self._delete(tx, codec, key, thread, to_delete)
@@ -117,7 +119,7 @@ class Retention:
                 ns_key,
                 id_,
                 parent,
-                reader.open_head(ns_key, id_, parent, payload),
+                reader.open_body(ns_key, id_, parent, payload),
                 by_place.pop((ns_key, id_), []),
             )
             for ns_key, id_, parent, _, payload in rows
@@ -142,7 +144,7 @@ class Retention:
             "child_ns_keys": [s.ns_key for s, _ in moved],
             "child_ids": [s.id for s, _ in moved],
             "parents": [parent for _, parent in moved],
-            "bodies": [_bound_head(codec, s, parent) for s, parent in moved],
+            "bodies": [_resealed_body(codec, thread, s, parent, to_delete) for s, parent in moved],
             "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
         }
         names = [
@@ -175,11 +177,38 @@ def _new_parents(
         yield s, parent
 
 
-def _bound_head(codec: Sealing, s: StoredCheckpoint, parent: bytes | None) -> bytes | None:
-    """The body sealed again where it says which parent it was sealed with."""
-    if not codec.sealed or parent is None:
+def _resealed_body(
+    codec: Sealing,
+    thread: _Thread,
+    s: StoredCheckpoint,
+    parent: bytes | None,
+    to_delete: set[CheckpointKey],
+) -> bytes | None:
+    """The body sealed again with its new parent, and with what is left of the rows that led to it."""
+    if not codec.sealed:
         return None
-    return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), records.with_parent(s.head, parent))
+    bound = None
+    if parent is not None:
+        line = {other.id: other for other in thread.checkpoints if other.ns_key == s.ns_key}
+        writes = {parent: frozenset(w.no for w in line[parent].writes)}
+        at: StoredCheckpoint | None = s
+        while at is not None and at.id != parent:
+            for id_, numbers in bindings_of(at.body).writes.items():
+                if (s.ns_key, id_) not in to_delete:
+                    writes[id_] = writes.get(id_, frozenset()) | numbers
+            at = line.get(at.parent or b"")
+        bound = Bindings(True, writes).encode(parent, s.body.base)
+    body = s.body._replace(parent=parent, bound=bound)
+    return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), body.pack())
+
+
+def _check_lines(thread: _Thread) -> None:
+    """Raise TamperedError where rows are missing: what is left must not be sealed as if it were all."""
+    lines: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
+    for s in thread.checkpoints:
+        lines[s.ns_key][s.id] = s
+    for line in lines.values():
+        thread.reader.check_ancestors(line.values(), line.values(), ended=True)
 
 
 def live_ranges(
@@ -188,9 +217,9 @@ def live_ranges(
     """The piece numbers that some checkpoints and writes use, as sorted `(start, stop)`."""
     runs: set[tuple[int, int]] = set()
     for s in kept:
-        runs.add((s.head.template, 1))
-        for m in s.head.manifests():
-            runs.update(mf.piece_numbers(m, s.head.base, reader.log.sequences))
+        runs.add((s.body.template, 1))
+        for m in s.body.manifests():
+            runs.update(mf.piece_numbers(m, s.body.base, reader.log.sequences))
         for w in s.writes:
             runs.update(_of_write(reader, w))
     for w in loose:
@@ -233,10 +262,10 @@ def all_but_latest(thread: _Thread) -> set[CheckpointKey]:
     for ns_key, line in by_ns.items():
         if ns_key == ROOT_NS_KEY:
             continue
-        head = next(iter(line.values()))
-        started = (thread.reader.metadata(head.head).get("parents") or {}).get("")
+        newest = next(iter(line.values()))
+        started = (thread.reader.metadata(newest.body).get("parents") or {}).get("")
         origin = encode_id(started) if isinstance(started, str) and started else None
-        if ":" in head.head.ns and origin in roots and origin != latest_root:
+        if ":" in newest.body.ns and origin in roots and origin != latest_root:
             to_delete.update((ns_key, id_) for id_ in line)
         else:
             kept = _retained_ids(thread.reader, line)
@@ -250,14 +279,14 @@ def _retained_ids(reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint]) 
         return set()
     latest = next(iter(line.values()))
     delta = _delta_channels(reader, line.values())
-    names = reader.names(latest.head)
-    open_channels = {ch for ch in delta if ch in names[0] and ch not in names[3]}
+    names = reader.names(latest.body)
+    open_channels = {ch for ch in delta if ch in names.channels and ch not in names.values}
     kept = {latest.id}
     at = latest
     while open_channels and at.parent is not None and at.parent in line:
         at = line[at.parent]
         kept.add(at.id)
-        open_channels -= set(reader.names(at.head)[3])
+        open_channels -= set(reader.names(at.body).values)
     return kept
 
 
@@ -294,8 +323,8 @@ def _needed_by_rest(
         above = line.get(s.parent or b"")
         if above is not None and above.id in gone and delta & reader.written(above.writes):
             yield above.id
-        names = reader.names(s.head)
-        for channel in delta.intersection(names[0]).difference(names[3]):
+        names = reader.names(s.body)
+        for channel in delta.intersection(names.channels).difference(names.values):
             if (only := _only_seed(reader, line, channel, above, gone)) is not None:
                 yield only
 
@@ -312,14 +341,14 @@ def _only_seed(
     oldest = at
     while at is not None:
         oldest = at
-        if channel in reader.names(at.head)[3]:
+        if channel in reader.names(at.body).values:
             if at.id not in gone:
                 return None
             nearest = nearest or at.id
         at = line.get(at.parent or b"")
     if oldest is None or nearest is None:
         return None
-    began = records.metadata_value(oldest.head, reader.names(oldest.head), "step", reader.decoder) == -1
+    began = records.metadata_value(oldest.body, reader.names(oldest.body), "step", reader.decoder) == -1
     return None if began else nearest
 
 
@@ -327,10 +356,10 @@ def _delta_channels(reader: ThreadReader, line: Iterable[StoredCheckpoint]) -> s
     """The channels that counters or snapshots show to be `DeltaChannel`s."""
     found: set[str] = set()
     for s in line:
-        names = reader.names(s.head)
-        for channel, m in zip(names[3], s.head.values, strict=True):
+        names = reader.names(s.body)
+        for channel, m in zip(names.values, s.body.values, strict=True):
             if type(m) is list and m and m[0] == mf.SNAPSHOT:
                 found.add(channel)
-        if COUNTERS in names[2]:
-            found.update(records.metadata_value(s.head, names, COUNTERS, reader.decoder) or {})
+        if COUNTERS in names.metadata:
+            found.update(records.metadata_value(s.body, names, COUNTERS, reader.decoder) or {})
     return found

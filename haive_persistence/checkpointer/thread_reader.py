@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,15 +16,18 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWr
 from haive_persistence.checkpointer.ids import decode_id
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.bindings import bindings_of, missing_row
 from haive_persistence.checkpointer.storage.decoder import Decoder
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import ranges
+from haive_persistence.codec.seal import is_sealed
 from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
 from haive_persistence.keys import Sealing
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
+_NO_TEMPLATE = "a row names a piece that is not a template: its data is damaged"
 
 
 @contextmanager
@@ -88,7 +91,7 @@ class StoredCheckpoint(NamedTuple):
     ns_key: int
     id: bytes
     parent: bytes | None
-    head: records.Head
+    body: records.Body
     writes: list[records.Write]
 
 
@@ -124,22 +127,41 @@ class ThreadReader:
             self.log.record_pieces({no: data}, self.pieces)
             self.log.record_sequence(no, mf.decode_sequence(data))
 
-    def open_head(
+    def open_body(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
-    ) -> records.Head:
-        identity = self.thread, ns_key, checkpoint_id
-        head = records.open_head(self._codec.open("checkpoint", identity, payload))
-        bound = head.fields[11]
-        if self._codec.sealed and parent is not None and bound != parent:
+    ) -> records.Body:
+        body = records.open_body(
+            self._codec.open("checkpoint", (self.thread, ns_key, checkpoint_id), payload)
+        )
+        if self._codec.sealed and is_sealed(payload) and body.parent != parent:
             raise TamperedError(
                 "a checkpoint's parent is not the one it was sealed with: the row was changed"
             )
-        return head
+        return body
+
+    def check_ancestors(
+        self, checkpoints: Iterable[StoredCheckpoint], ancestors: Iterable[StoredCheckpoint], ended: bool
+    ) -> None:
+        """Raise TamperedError if rows are missing that sealed checkpoints were made from.
+
+        `ancestors`: those that were read with their pending writes. `ended`: all ancestors were read.
+        """
+        if not self._codec.sealed:
+            return
+        stored = {s.id: frozenset(w.no for w in s.writes) for s in ancestors}
+        for s in checkpoints:
+            cut = ended and s.parent is not None and s.parent not in stored
+            if missing_row(s.body, stored) or (cut and bindings_of(s.body).parent_stored):
+                raise TamperedError(
+                    "rows that a checkpoint was made from are missing: they were deleted from the database"
+                )
 
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
         data = self._codec.open("pending_write", (self.thread, ns_key, checkpoint_id, no), payload)
         write = records.open_write(no, checkpoint_id, data)
         self.log.clock = max(self.log.clock, write.time)
+        if self._codec.sealed:
+            self.log.record_write(ns_key, checkpoint_id, no)
         return write
 
     # --- pieces
@@ -152,10 +174,10 @@ class ThreadReader:
         pieces = self.pieces
         missing: set[int] = set()
         for s in stored:
-            if s.head.template not in pieces:
-                missing.add(s.head.template)
-            for m in _wanted(s.head, want):
-                self.add_missing(m, s.head.base, missing)
+            if s.body.template not in pieces:
+                missing.add(s.body.template)
+            for m in _wanted(s.body, want):
+                self.add_missing(m, s.body.base, missing)
             for w in s.writes:
                 if w.template not in pieces:
                     missing.add(w.template)
@@ -200,40 +222,50 @@ class ThreadReader:
 
     # --- decoding
 
-    def names(self, head: records.Head) -> list[Any]:
-        return self._template(head.template)
-
-    def _template(self, no: int) -> list[Any]:
-        data = self.pieces[no]
-        if type(data) is bytes:
-            self.log.add_location(key_of("template", data), no)
-            data = self.pieces[no] = _Names(mf.unpack(data))
-        if type(data) is not _Names:
-            raise DecodeError("a row names a piece that is not a template: the data is damaged")
-        names: list[Any] = data.names
+    def names(self, body: records.Body) -> records.CheckpointNames:
+        names = self._template(body.template)
+        if not isinstance(names, records.CheckpointNames):
+            raise DecodeError(_NO_TEMPLATE)
         return names
 
-    def metadata(self, head: records.Head) -> dict[str, Any]:
-        return records.decode_metadata(head, self.names(head), self.decoder)
+    def write_names(self, write: records.Write) -> records.WriteNames:
+        names = self._template(write.template)
+        if not isinstance(names, records.WriteNames):
+            raise DecodeError(_NO_TEMPLATE)
+        return names
+
+    def _template(self, no: int) -> object:
+        piece = self.pieces[no]
+        if type(piece) is bytes:
+            self.log.add_location(key_of("template", piece), no)
+            piece = self.pieces[no] = records.open_template(piece)
+        return piece
+
+    def metadata(self, body: records.Body) -> dict[str, Any]:
+        return records.decode_metadata(body, self.names(body), self.decoder)
 
     def checkpoint_tuple(self, s: StoredCheckpoint) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
-        names = self.names(s.head)
-        self.log.record_head(s.ns_key, s.id, records.known_head(s.head, names))
-        address = {"thread_id": s.thread_id, "checkpoint_ns": s.head.ns}
-        checkpoint = records.decode_checkpoint(s.head, names, s.id, self.decoder)
+        names = self.names(s.body)
+        known = records.known_checkpoint(s.body, names)
+        if s.body.bound is not None:
+            bound = bindings_of(s.body).writes.values()
+            known = known._replace(parent=s.parent, bound_writes=frozenset(chain.from_iterable(bound)))
+        self.log.record_checkpoint(s.ns_key, s.id, known)
+        address = {"thread_id": s.thread_id, "checkpoint_ns": s.body.ns}
+        checkpoint = records.decode_checkpoint(s.body, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
             {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
             checkpoint,  # type: ignore[arg-type]
-            self.metadata(s.head),  # type: ignore[arg-type]
+            self.metadata(s.body),  # type: ignore[arg-type]
             parent or None,  # type: ignore[arg-type]
             self.pending_writes(s.writes),
         )
 
     def written(self, writes: Iterable[records.Write]) -> set[str]:
         """The channels that some writes are to."""
-        return {name for w in writes for name in self._template(w.template)[1:]}
+        return {name for w in writes for name in self.write_names(w).channels}
 
     def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
         return [
@@ -250,9 +282,9 @@ class ThreadReader:
         """
         slots: dict[tuple[bytes, int], tuple[str, str, mf.Manifest, int]] = {}
         for w in sorted(writes, key=lambda w: (w.time, w.no)):
-            of_node, *names = self._template(w.template)
-            path: str = of_node or w.task_path or ""
-            for at, (name, m) in enumerate(zip(names, w.manifests, strict=True)):
+            node_path, channels = self.write_names(w)
+            path: str = node_path or w.task_path or ""
+            for at, (name, m) in enumerate(zip(channels, w.manifests, strict=True)):
                 slot = w.task_id, WRITES_IDX_MAP.get(name, at)
                 if w.upsert or slot not in slots:
                     slots[slot] = (path, name, m, w.base)
@@ -266,21 +298,12 @@ class ThreadReader:
         return [(task, name, m, base) for _, task, name, m, base in in_order]
 
 
-def _wanted(head: records.Head, want: str) -> list[mf.Manifest]:
+def _wanted(body: records.Body, want: str) -> list[mf.Manifest]:
     if want == "all":
-        return head.manifests()
+        return body.manifests()
     if want == "metadata":
-        return list(head.fields[8])
-    return [m for m in head.values if type(m) is list and m and m[0] == mf.SNAPSHOT]
-
-
-class _Names:
-    """A template, unpacked once."""
-
-    __slots__ = ("names",)
-
-    def __init__(self, names: list[Any]) -> None:
-        self.names = names
+        return body.metadata
+    return [m for m in body.values if type(m) is list and m and m[0] == mf.SNAPSHOT]
 
 
 def open_rows(
@@ -301,10 +324,10 @@ def open_rows(
         elif kind == "w":
             writes[thread, ns_key, id_].append(readers[thread].open_write(ns_key, id_, number, payload))
         elif thread in readers:
-            head = readers[thread].open_head(ns_key, id_, other, payload)
+            body = readers[thread].open_body(ns_key, id_, other, payload)
             stored.append(
                 StoredCheckpoint(
-                    thread, thread_ids[thread], ns_key, id_, other, head, writes[thread, ns_key, id_]
+                    thread, thread_ids[thread], ns_key, id_, other, body, writes[thread, ns_key, id_]
                 )
             )
     return stored, readers

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, ChannelVersions, Checkpoint, CheckpointMetadata
 
@@ -21,8 +23,9 @@ from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.statements import WriteStatements
 from haive_persistence.checkpointer.storage import row_format as records
+from haive_persistence.checkpointer.storage.bindings import bindings_for_child
 from haive_persistence.checkpointer.storage.encoder import Encoder
-from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead, ThreadLog
+from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
 from haive_persistence.db import fork_safety
 from haive_persistence.db.protocol import Db
@@ -31,6 +34,26 @@ from haive_persistence.keys import Sealing
 
 if TYPE_CHECKING:
     from haive_persistence.db.batching.group_commit import GroupCommit
+
+
+class _Encoded(NamedTuple):
+    """A statement without the thread it is for."""
+
+    kind: str  # "put" or "write"
+    params: dict[str, Any]
+    record: Callable[[ThreadLog], None]  # what is known once it is committed
+
+
+class _Prepared(NamedTuple):
+    """An encoded statement with its pieces, and the epoch that it was encoded for (None: a new thread)."""
+
+    encoded: _Encoded
+    batch: Batch
+    pieces: list[tuple[int, bytes]]
+    epoch: int | None
+
+
+Encode = Callable[[Sealing, Batch, ThreadLog], _Encoded]
 
 
 class Writes:
@@ -56,42 +79,40 @@ class Writes:
         new_versions: ChannelVersions,
     ) -> dict[str, Any]:
         address = Address(config, self._context.tenant)
+        stored = stored_metadata(config, metadata)
         id_ = encode_id(checkpoint["id"])
-        kept_metadata = stored_metadata(config, metadata)
-        run = kept_metadata.get("run_id")
+        new = records.NewCheckpoint(id_, address.ns, address.checkpoint_id, checkpoint, stored, new_versions)
         if address.checkpoint_id is not None:
             await self._load_parent(db, config, address, records.unchanged(checkpoint, new_versions))
-        known: list[KnownHead] = []
-
-        def encode(codec: Sealing, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
-            encoder = Encoder(codec.codec, batch)
-            parent = address.checkpoint_id
-            reuse = log.heads.get((address.ns_key, parent)) if parent else None
-            head, as_known = records.encode_head(
-                encoder,
-                batch,
-                checkpoint,
-                kept_metadata,
-                reuse,
-                new_versions,
-                id_,
-                parent if codec.sealed else None,
-                address.ns,
-            )
-            known[:] = [as_known]
-            return "put", {
-                "id": id_,
-                "parent": parent,
-                "run_key": run_key(str(run), codec.blind("run_id", str(run))) if run else None,
-                "labels": labels_of(kept_metadata, self._context.searchable),
-                "sequence_nos": sorted(encoder.sequence_nos) or None,
-                "body": codec.seal("checkpoint", (address.thread, address.ns_key, id_), head),
-            }
-
-        log = await self._send(db, address, encode)
-        log.record_head(address.ns_key, id_, known[0])
-        self._context.cache.settle(address.thread.bytes, log)
+        await self._send(db, address, partial(self._encode_checkpoint, address, new))
         return address.config(id_)
+
+    def _encode_checkpoint(
+        self, address: Address, new: records.NewCheckpoint, codec: Sealing, batch: Batch, log: ThreadLog
+    ) -> _Encoded:
+        ns_key, parent = address.ns_key, new.parent
+        encoder = Encoder(codec.codec, batch)
+        inherited = log.checkpoints.get((ns_key, parent)) if parent else None
+        body, known = records.encode_checkpoint(encoder, batch, new, inherited)
+        if codec.sealed and parent is not None:
+            bindings = bindings_for_child(log, ns_key, parent)
+            body = body._replace(parent=parent, bound=bindings.encode(parent, body.base))
+            bound_writes = frozenset(chain.from_iterable(bindings.writes.values()))
+            known = known._replace(parent=parent, bound_writes=bound_writes)
+        run = new.metadata.get("run_id")
+        params = {
+            "id": new.id,
+            "parent": parent,
+            "run_key": run_key(str(run), codec.blind("run_id", str(run))) if run else None,
+            "labels": labels_of(new.metadata, self._context.searchable),
+            "sequence_nos": sorted(encoder.sequence_nos) or None,
+            "body": codec.seal("checkpoint", (address.thread, ns_key, new.id), body.pack()),
+        }
+
+        def record(log: ThreadLog) -> None:
+            log.record_checkpoint(ns_key, new.id, known)
+
+        return _Encoded("put", params, record)
 
     async def _load_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
         """Look at the parent, unless it is known: if channels have what it has, or the thread's log made room
@@ -100,7 +121,7 @@ class Writes:
         if log is None:
             wanted = inherits or self._context.cache.has_evicted
         else:
-            wanted = inherits and (address.ns_key, address.checkpoint_id) not in log.heads
+            wanted = inherits and (address.ns_key, address.checkpoint_id) not in log.checkpoints
         if wanted:
             await self._reads.get_tuple(db, config)
 
@@ -114,117 +135,143 @@ class Writes:
             )
         if not writes:
             return
-        task = encode_id(task_id, "task_id")
-        id_ = address.checkpoint_id
-        upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        new = records.NewWrites(
+            address.checkpoint_id,
+            encode_id(task_id, "task_id"),
+            task_path,
+            writes,
+            upsert=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+        )
+        await self._send(db, address, partial(self._encode_writes, address, new))
 
-        def encode(codec: Sealing, batch: Batch, log: ThreadLog) -> tuple[str, dict[str, Any]]:
-            encoder = Encoder(codec.codec, batch)
-            no = batch.reserve()
-            # Logical clock: later than every write read so far, even if another host's clock is ahead.
-            log.clock = now = max(time.time_ns() // 1000, log.clock + 1)
-            record = records.encode_write(encoder, batch, no, id_, now, (task, task_path), writes, upsert)
-            return "write", {
-                "id": id_,
-                "write_no": no,
-                "sequence_nos": sorted(encoder.sequence_nos) or None,
-                "payload": codec.seal("pending_write", (address.thread, address.ns_key, id_, no), record),
-            }
+    def _encode_writes(
+        self, address: Address, new: records.NewWrites, codec: Sealing, batch: Batch, log: ThreadLog
+    ) -> _Encoded:
+        encoder = Encoder(codec.codec, batch)
+        write_no = batch.reserve()
+        # Logical clock: later than every write read so far, even if another host's clock is ahead.
+        log.clock = now = max(time.time_ns() // 1000, log.clock + 1)
+        payload = records.encode_write(encoder, batch, write_no, now, new)
+        id_, ns_key = new.checkpoint_id, address.ns_key
+        params = {
+            "id": id_,
+            "write_no": write_no,
+            "sequence_nos": sorted(encoder.sequence_nos) or None,
+            "payload": codec.seal("pending_write", (address.thread, ns_key, id_, write_no), payload),
+        }
 
-        log = await self._send(db, address, encode)
-        self._context.cache.settle(address.thread.bytes, log)
+        def record(log: ThreadLog) -> None:
+            if codec.sealed:
+                log.record_write(ns_key, id_, write_no)
 
-    async def _send(
-        self,
-        db: Db,
-        address: Address,
-        encode: Callable[[Sealing, Batch, ThreadLog], tuple[str, dict[str, Any]]],
-    ) -> ThreadLog:
+        return _Encoded("write", params, record)
+
+    # --- sending
+
+    async def _send(self, db: Db, address: Address, encode: Encode) -> None:
         """Encode against what is known of the thread and send it, until the thread agrees."""
-        thread = address.thread
-        log = self._context.cache.get(thread.bytes) or self._context.cache.for_new_thread(thread.bytes)
+        log = self._context.cache.of(address.thread.bytes)
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec_to_write(db)
-            with log.lock:
-                batch = Batch(log)
-                try:
-                    kind, params = encode(codec, batch, log)
-                    pieces = [
-                        (no, codec.seal("piece", (thread, no), data))
-                        for no, data in sorted(batch.send.items())
-                    ]
-                except BlockFull:
-                    batch.rollback()
-                    if not batch.shared:
-                        raise EncodeError(
-                            f"a value has too many parts; at most {MAX_PARTS:,} can be stored"
-                        ) from None
-                    log.block = None
-                    continue
-                except BaseException:
-                    batch.rollback()
-                    raise
-                creates = not log.exists
-                epoch = log.epoch
-                params |= {"thread": thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
-                if creates:
-                    params["thread_id"] = address.thread_id
-                else:
-                    params["epoch"] = epoch
-            if codec.key is not None:
-                params["key_no"], params["key"] = codec.key
-            statement, more = self._statements.choose(
-                kind, pieces, creates=creates, shared=batch.shared, sealed=codec.key is not None
-            )
-            params |= more
-            size = sum(len(payload) for _, payload in pieces)
+            prepared = self._prepare(address, codec, log, encode)
+            if prepared is None:
+                continue
             try:
-                kept = await self._writers.fetch_all(
-                    db, statement.query, params, fallback=statement.fallback, key=thread.bytes, size=size
-                )
+                rows = await self._submit(db, address, codec, prepared)
             except ConflictError:
                 if attempt + 1 == ATTEMPTS:
                     raise
                 with log.lock:
                     log.block = None  # another process uses this block: take a new one
                 continue
-            if kept:
-                if creates:
-                    # Each statement that makes the thread makes another: what one of them stored is not
-                    # there for those after it, if the thread was deleted in between.
-                    epoch = kept[0][0]
-                    with log.lock:
-                        if not log.exists:
-                            log.epoch = epoch
-                if log.epoch == epoch:
-                    batch.commit()
-                else:
-                    self._context.cache.drop(thread.bytes, log)
-                return log
+            if rows:
+                self._confirm(address, log, prepared, rows[0][0])
+                self._context.cache.settle(address.thread.bytes, log)
+                return
             await self._context.keys.refresh_to_write(db)
             log = await self._refresh(db, address, log)
         raise ConflictError(
             f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
         )
 
+    def _prepare(self, address: Address, codec: Sealing, log: ThreadLog, encode: Encode) -> _Prepared | None:
+        """Encode once, as the thread is known now; None if the number block has no room left."""
+        with log.lock:
+            batch = Batch(log)
+            try:
+                encoded = encode(codec, batch, log)
+                pieces = [
+                    (no, codec.seal("piece", (address.thread, no), data))
+                    for no, data in sorted(batch.send.items())
+                ]
+            except BlockFull:
+                batch.rollback()
+                if not batch.shared:
+                    raise EncodeError(
+                        f"a value has too many parts; at most {MAX_PARTS:,} can be stored"
+                    ) from None
+                log.block = None
+                return None
+            except BaseException:
+                batch.rollback()
+                raise
+            return _Prepared(encoded, batch, pieces, log.epoch)
+
+    async def _submit(
+        self, db: Db, address: Address, codec: Sealing, prepared: _Prepared
+    ) -> Sequence[tuple[Any, ...]]:
+        """Send it, perhaps together with other writers' statements; a row if the thread was as believed."""
+        encoded, batch, pieces, epoch = prepared
+        statement, piece_params = self._statements.choose(
+            encoded.kind,
+            pieces,
+            creates=epoch is None,
+            shared=batch.shared,
+            sealed=codec.key is not None,
+        )
+        thread = {"thread": address.thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
+        expected = {"thread_id": address.thread_id} if epoch is None else {"epoch": epoch}
+        key = {} if codec.key is None else {"key_no": codec.key[0], "key": codec.key[1]}
+        return await self._writers.fetch_all(
+            db,
+            statement.query,
+            {**encoded.params, **thread, **expected, **key, **piece_params},
+            fallback=statement.fallback,
+            key=address.thread.bytes,
+            size=sum(len(payload) for _, payload in pieces),
+        )
+
+    def _confirm(self, address: Address, log: ThreadLog, prepared: _Prepared, answer: int) -> None:
+        """Record what is stored now."""
+        epoch = prepared.epoch
+        if epoch is None:
+            # Each statement that creates the thread creates another: what one of them stored is not there
+            # for those after it, if the thread was deleted in between.
+            epoch = answer
+            with log.lock:
+                if not log.exists:
+                    log.epoch = epoch
+        if log.epoch == epoch:
+            prepared.batch.commit()
+            prepared.encoded.record(log)
+        else:
+            self._context.cache.drop(address.thread.bytes, log)
+
     async def _refresh(self, db: Db, address: Address, log: ThreadLog) -> ThreadLog:
-        thread = address.thread
+        thread, cache = address.thread.bytes, self._context.cache
         if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
             with contextlib.suppress(CodecError):  # damaged: what is put now is whole by itself
                 await self._reads.get_tuple(db, address.config(address.checkpoint_id))
-                return self._context.cache.get(thread.bytes) or self._context.cache.for_new_thread(
-                    thread.bytes
-                )
-        row = await db.fetch_one(self._context.queries["epoch"], {"thread": thread}, idempotent=True)
+                return cache.of(thread)
+        row = await db.fetch_one(self._context.queries["epoch"], {"thread": address.thread}, idempotent=True)
         if row is None:
-            self._context.cache.drop(thread.bytes, log)
-            return self._context.cache.for_new_thread(thread.bytes)
-        return self._context.cache.at_epoch(thread.bytes, row[0])
+            cache.drop(thread, log)
+            return cache.for_new_thread(thread)
+        return cache.at_epoch(thread, row[0])
 
 
 def _group_commit() -> GroupCommit:
-    from haive_persistence.db.batching.group_commit import (
-        GroupCommit,  # with it comes the driver, 50 ms that can wait
-    )
+    # The driver comes with it: 50 ms that can wait for the first write.
+    from haive_persistence.db.batching.group_commit import GroupCommit
 
     return GroupCommit()

@@ -46,6 +46,10 @@ class ProcessCache:
             self._logs.move_to_end(thread_key)
             return log
 
+    def of(self, thread_key: bytes) -> ThreadLog:
+        """The log of the thread; a new one if nothing is known of it."""
+        return self.get(thread_key) or self.for_new_thread(thread_key)
+
     def for_new_thread(self, thread_key: bytes) -> ThreadLog:
         """The log of a thread that is not stored yet; its epoch is known when it is."""
         with self._lock:

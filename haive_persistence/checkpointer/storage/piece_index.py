@@ -30,12 +30,12 @@ from haive_persistence.checkpointer.storage.piece_numbers import (
     used_up,
 )
 
-MAX_HEADS = 64
+MAX_CHECKPOINTS = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
-# What these take by themselves, about: a log, a checkpoint's head, a known key, a piece besides its bytes.
+# What these take by themselves, about: a log, a known checkpoint, a known key, a piece besides its bytes.
 LOG_BYTES = 1600
-HEAD_BYTES = 1000
+CHECKPOINT_BYTES = 1000
 KEY_BYTES = 300
 PIECE_BYTES = 100
 LONG_KEY = 1024  # of longer keys a digest is stored
@@ -53,12 +53,14 @@ def key_of(kind: Any, data: bytes) -> Key:
     return (kind, data if len(data) <= LONG_KEY else blake2b(data, digest_size=32).digest())
 
 
-class KnownHead(NamedTuple):
+class KnownCheckpoint(NamedTuple):
     """A checkpoint's channels as they were stored: versions, and manifests relative to `base`."""
 
     versions: dict[str, Any]
     manifests: dict[str, Any]
     base: int
+    parent: bytes | None = None
+    bound_writes: frozenset[int] = frozenset()  # of its ancestors, which it names: see `bindings.py`
 
 
 class ThreadLog:
@@ -76,10 +78,10 @@ class ThreadLog:
         "bytes_to_send",
         "cacheable_by_piece",
         "charged_bytes",
+        "checkpoints",
         "clock",
         "delta_depth",
         "epoch",
-        "heads",
         "id_piece_by_message",
         "is_spared",
         "known",
@@ -87,6 +89,7 @@ class ThreadLog:
         "next_numbers",
         "pieces",
         "sequences",
+        "stored_writes",
         "unacknowledged",
     )
 
@@ -106,7 +109,9 @@ class ThreadLog:
         self.id_piece_by_message: dict[int, int] = {}
         # Pieces that were decoded, and whether they may stay decoded.
         self.cacheable_by_piece: dict[int, bool] = {}
-        self.heads: dict[tuple[int, bytes], KnownHead] = {}
+        self.checkpoints: dict[tuple[int, bytes], KnownCheckpoint] = {}
+        # Of sealed threads: the pending writes known to be stored, by namespace and checkpoint.
+        self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0  # by what `evict_payloads` lets go of
@@ -126,8 +131,8 @@ class ThreadLog:
     def bytes_taken(self) -> int:
         """Memory that all this takes, about."""
         per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + PIECE_BYTES * len(self.id_piece_by_message)
-        heads = HEAD_BYTES * len(self.heads)
-        return LOG_BYTES + self.bytes_held + self.bytes_known + heads + per_piece + self.bytes_to_send
+        checkpoints = CHECKPOINT_BYTES * (len(self.checkpoints) + len(self.stored_writes))
+        return LOG_BYTES + self.bytes_held + self.bytes_known + checkpoints + per_piece + self.bytes_to_send
 
     def add_unacknowledged(self, no: int, data: bytes) -> None:
         self.unacknowledged[no] = data
@@ -148,12 +153,20 @@ class ThreadLog:
         if self.known.pop(key, None) is not None:
             self.bytes_known -= KEY_BYTES + len(key[1])
 
-    def record_head(self, ns_key: int, checkpoint_id: bytes, head: KnownHead) -> None:
+    def record_checkpoint(self, ns_key: int, checkpoint_id: bytes, known: KnownCheckpoint) -> None:
         with self._guard:
-            self.heads.pop((ns_key, checkpoint_id), None)  # the latest comes last
-            self.heads[ns_key, checkpoint_id] = head
-            while len(self.heads) > MAX_HEADS:
-                del self.heads[next(iter(self.heads))]
+            self.checkpoints.pop((ns_key, checkpoint_id), None)  # the latest comes last
+            self.checkpoints[ns_key, checkpoint_id] = known
+            while len(self.checkpoints) > MAX_CHECKPOINTS:
+                del self.checkpoints[next(iter(self.checkpoints))]
+
+    def record_write(self, ns_key: int, checkpoint_id: bytes, write_no: int) -> None:
+        """Record that a pending write of a sealed thread is stored."""
+        key = ns_key, checkpoint_id
+        with self._guard:
+            self.stored_writes[key] = self.stored_writes.pop(key, frozenset()) | {write_no}
+            while len(self.stored_writes) > MAX_CHECKPOINTS:
+                del self.stored_writes[next(iter(self.stored_writes))]
 
     def record_sequence(self, no: int, numbers: list[int]) -> None:
         with self._guard:

@@ -1,20 +1,16 @@
-"""The records of the checkpointer's tables: what a checkpoint's `head` and a write's `payload` hold.
+"""The records in the checkpointer's tables: a checkpoint's `body` and a write's `payload`.
 
 Both are msgpack arrays and begin with the number of their format; a reader knows every format
 up to its own and says so when it meets a newer one.
 
-    head     [1, base, template, v, ts, versions, seen, updated, metadata, values, extra, parent, ns]
-    payload  [1, base, template, time, task_id, task_path, upsert, manifest, manifest, …]
+    body     the fields of `Body`, in order; `bound` is left out where it is None
+    payload  [format, base, template, time, task_id, task_path, upsert, manifest, manifest, …]
 
 `base` is the number the manifests count from (in a write, how far below the row's own number that
-is). `template` is the piece that holds the names (of channels, nodes and metadata keys), which
-hardly change from one checkpoint of a thread to the next; `versions`, `metadata`, … are the values
-in the order of those names. Times are microseconds since the time in the checkpoint's UUID version 6,
-or the whole ISO text (in a write, microseconds since 1970) where that would not say it exactly.
-`parent` is the parent's id when the codec seals, so that nobody can hang a checkpoint elsewhere;
-else None. `ns` is the namespace's name; where UUIDs are in it, in the parts of `pack_uuids`. A write's
-template begins with its `task_path` if that is a node's, the same in every step, and else with None;
-`task_path` is then the other.
+is). `template` is the piece that holds the names (`CheckpointNames`, `WriteNames`), which hardly change
+from one checkpoint of a thread to the next. Times are microseconds since the time in the checkpoint's
+UUID version 6, or the whole ISO text (in a write, microseconds since 1970) where that would not say it
+exactly.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from haive_persistence.checkpointer.ids import decode_id, pack_uuids, unpack_uui
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.decoder import Decoder
 from haive_persistence.checkpointer.storage.encoder import Encoder
-from haive_persistence.checkpointer.storage.piece_index import Batch, KnownHead
+from haive_persistence.checkpointer.storage.piece_index import Batch, KnownCheckpoint
 from haive_persistence.errors import DecodeError, EncodeError
 
 FORMAT = 1
@@ -75,75 +71,112 @@ def check_format(record: Any, what: str) -> None:
         )
 
 
-class Head(NamedTuple):
-    """A checkpoint's record, unpacked; `names` and manifests still encoded."""
+class CheckpointNames(NamedTuple):
+    """A checkpoint's template: the names whose values its body has, in the same order."""
 
+    channels: list[str]  # that have a version
+    seen: list[tuple[str, list[str]]]  # each node with the channels it has seen
+    metadata: list[str]
+    values: list[str]  # channels that have a value
+    extra: list[str]  # keys of the checkpoint that LangGraph added since
+
+
+class WriteNames(NamedTuple):
+    """A write's template."""
+
+    node_path: str | None  # the task's path if it is a node's, the same in every step
+    channels: list[str]
+
+
+class Body(NamedTuple):
+    """A checkpoint's record, unpacked; manifests still encoded."""
+
+    format: int
     base: int
-    template: int
-    fields: list[Any]
+    template_offset: int  # above base
+    v: int
+    ts: Any
+    versions: list[Any]
+    seen: list[list[Any]]
+    updated: list[Any] | None  # places in `CheckpointNames.channels`, or names that are not there
+    metadata: list[mf.Manifest]
+    values: list[mf.Manifest]
+    extra: list[mf.Manifest]
+    parent: bytes | None  # set only in sealed threads: nobody can hang the checkpoint elsewhere
+    packed_ns: str | list[bytes]  # the namespace's name; with UUIDs in it, the parts of `pack_uuids`
+    bound: list[Any] | None = None  # see `bindings.py`; only in sealed threads
+
+    @property
+    def template(self) -> int:
+        return self.base + self.template_offset
 
     @property
     def ns(self) -> str:
-        ns: str | list[bytes] = self.fields[12]
-        return ns if isinstance(ns, str) else unpack_uuids(ns).decode()
-
-    @property
-    def values(self) -> list[mf.Manifest]:
-        return list(self.fields[9])
+        packed = self.packed_ns
+        return packed if isinstance(packed, str) else unpack_uuids(packed).decode()
 
     def manifests(self) -> list[mf.Manifest]:
-        """Every manifest of the head."""
-        f = self.fields
-        return [*f[8], *f[9], *f[10]]
+        """Return every manifest of the checkpoint."""
+        return [*self.metadata, *self.values, *self.extra]
+
+    def pack(self) -> bytes:
+        return mf.pack(self[:] if self.bound is not None else self[:-1])
 
 
-def encode_head(
-    encoder: Encoder,
-    batch: Batch,
-    checkpoint: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    reuse: KnownHead | None,
-    new_versions: Mapping[str, Any],
-    checkpoint_id: bytes,
-    parent: bytes | None,
-    ns: str,
-) -> tuple[bytes, KnownHead]:
-    """A checkpoint's record. Channels whose version is the parent's keep the parent's manifests."""
+class NewCheckpoint(NamedTuple):
+    """A checkpoint that is put, and where."""
+
+    id: bytes
+    ns: str
+    parent: bytes | None
+    checkpoint: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    new_versions: Mapping[str, Any]
+
+
+def encode_checkpoint(
+    encoder: Encoder, batch: Batch, new: NewCheckpoint, inherited: KnownCheckpoint | None
+) -> tuple[Body, KnownCheckpoint]:
+    """Return a checkpoint's record, and what is known of it then.
+
+    Channels whose version is the parent's keep the parent's manifests.
+    """
+    checkpoint = new.checkpoint
     versions: Mapping[str, Any] = checkpoint["channel_versions"]
     seen: Mapping[str, Mapping[str, Any]] = checkpoint["versions_seen"]
     values: Mapping[str, Any] = checkpoint["channel_values"]
     extra = {k: v for k, v in checkpoint.items() if k not in _KNOWN}
-    manifests = {k: _manifest(encoder, k, v, versions, new_versions, reuse) for k, v in values.items()}
-    if reuse is not None:
-        for k in missing_values(checkpoint, new_versions):
-            if k in reuse.manifests and reuse.versions.get(k) == versions[k]:
-                manifests[k] = encoder.reuse(reuse.manifests[k], reuse.base)
-    names = [
+    manifests = {k: _manifest(encoder, k, v, new, inherited) for k, v in values.items()}
+    if inherited is not None:
+        for k in missing_values(checkpoint, new.new_versions):
+            if k in inherited.manifests and inherited.versions.get(k) == versions[k]:
+                manifests[k] = encoder.reuse(inherited.manifests[k], inherited.base)
+    names = CheckpointNames(
         list(versions),
-        [[node, list(v)] for node, v in seen.items()],
-        list(metadata),
+        [(node, list(v)) for node, v in seen.items()],
+        list(new.metadata),
         list(manifests),
         list(extra),
-    ]
-    template = batch.intern("template", mf.pack(names))
+    )
+    template = batch.intern("template", mf.pack(names[:]))
     at = {name: i for i, name in enumerate(versions)}
     updated = checkpoint.get("updated_channels")
-    record = [
-        FORMAT,
-        batch.base,
-        template - batch.base,
-        checkpoint["v"],
-        encode_time(checkpoint["ts"], checkpoint_id),
-        list(versions.values()),
-        [list(v.values()) for v in seen.values()],
-        None if updated is None else [at.get(name, name) for name in updated],
-        [encoder.encode(v, 64) for v in metadata.values()],
-        list(manifests.values()),
-        [encoder.encode(v) for v in extra.values()],
-        parent,
-        _packed(ns),
-    ]
-    return mf.pack(record), KnownHead(dict(versions), manifests, batch.base)
+    body = Body(
+        format=FORMAT,
+        base=batch.base,
+        template_offset=template - batch.base,
+        v=checkpoint["v"],
+        ts=encode_time(checkpoint["ts"], new.id),
+        versions=list(versions.values()),
+        seen=[list(v.values()) for v in seen.values()],
+        updated=None if updated is None else [at.get(name, name) for name in updated],
+        metadata=[encoder.encode(v, 64) for v in new.metadata.values()],
+        values=list(manifests.values()),
+        extra=[encoder.encode(v) for v in extra.values()],
+        parent=None,
+        packed_ns=_packed(new.ns),
+    )
+    return body, KnownCheckpoint(dict(versions), manifests, batch.base)
 
 
 def _packed(ns: str) -> str | list[bytes]:
@@ -166,20 +199,15 @@ def missing_values(checkpoint: Mapping[str, Any], new_versions: Mapping[str, Any
 
 
 def _manifest(
-    encoder: Encoder,
-    channel: str,
-    value: Any,
-    versions: Mapping[str, Any],
-    new_versions: Mapping[str, Any],
-    reuse: KnownHead | None,
+    encoder: Encoder, channel: str, value: Any, new: NewCheckpoint, inherited: KnownCheckpoint | None
 ) -> mf.Manifest:
     if (
-        reuse is not None
-        and channel not in new_versions
-        and channel in reuse.manifests
-        and reuse.versions.get(channel) == versions.get(channel)
+        inherited is not None
+        and channel not in new.new_versions
+        and channel in inherited.manifests
+        and inherited.versions.get(channel) == new.checkpoint["channel_versions"].get(channel)
     ):
-        return encoder.reuse(reuse.manifests[channel], reuse.base)
+        return encoder.reuse(inherited.manifests[channel], inherited.base)
     return _encode(encoder, channel, value)
 
 
@@ -190,58 +218,67 @@ def _encode(encoder: Encoder, channel: str, value: Any) -> mf.Manifest:
         raise EncodeError(f"channel {channel!r}: {error}") from error
 
 
-def open_head(data: bytes) -> Head:
+def open_body(data: bytes) -> Body:
     fields = mf.unpack(data)
     check_format(fields, "checkpoint")
-    return Head(fields[1], fields[1] + fields[2], fields)
+    try:
+        return Body._make(fields) if len(fields) == len(Body._fields) else Body(*fields)
+    except TypeError as exc:
+        raise DecodeError("a checkpoint's row has fields missing: its data is damaged") from exc
 
 
-def with_parent(head: Head, parent: bytes) -> bytes:
-    """The record of a checkpoint that is hung below another one."""
-    fields = head.fields.copy()
-    fields[11] = parent
-    return mf.pack(fields)
+def open_template(data: bytes) -> CheckpointNames | WriteNames:
+    fields: Any = mf.unpack(data)
+    if type(fields) is not list or not fields:
+        raise DecodeError("a row names a piece that is not a template: its data is damaged")
+    if type(fields[0]) is list and len(fields) == len(CheckpointNames._fields):
+        return CheckpointNames._make(fields)
+    node_path: Any = fields[0]
+    return WriteNames(node_path, fields[1:])
 
 
-def metadata_value(head: Head, names: list[Any], key: str, decoder: Decoder) -> Any:
-    """One metadata value of a head, or None."""
-    keys = names[2]
-    return decoder.decode(head.fields[8][keys.index(key)], head.base) if key in keys else None
+def metadata_value(body: Body, names: CheckpointNames, key: str, decoder: Decoder) -> Any:
+    """Return one metadata value of a checkpoint, or None."""
+    if key not in names.metadata:
+        return None
+    return decoder.decode(body.metadata[names.metadata.index(key)], body.base)
 
 
-def decode_metadata(head: Head, names: list[Any], decoder: Decoder) -> dict[str, Any]:
-    return {k: decoder.decode(m, head.base) for k, m in zip(names[2], head.fields[8], strict=True)}
+def decode_metadata(body: Body, names: CheckpointNames, decoder: Decoder) -> dict[str, Any]:
+    return {k: decoder.decode(m, body.base) for k, m in zip(names.metadata, body.metadata, strict=True)}
 
 
-def decode_checkpoint(head: Head, names: list[Any], checkpoint_id: bytes, decoder: Decoder) -> dict[str, Any]:
-    """The checkpoint as it was put, with values of its own."""
-    f = head.fields
-    channels = names[0]
-    updated = f[7]
+def decode_checkpoint(
+    body: Body, names: CheckpointNames, checkpoint_id: bytes, decoder: Decoder
+) -> dict[str, Any]:
+    """Return the checkpoint as it was put, with values of its own."""
+    base, channels, updated = body.base, names.channels, body.updated
     checkpoint = {
-        "v": f[3],
-        "ts": decode_time(f[4], checkpoint_id),
+        "v": body.v,
+        "ts": decode_time(body.ts, checkpoint_id),
         "id": decode_id(checkpoint_id),
-        "channel_values": {k: decoder.decode(m, head.base) for k, m in zip(names[3], f[9], strict=True)},
-        "channel_versions": dict(zip(channels, f[5], strict=True)),
+        "channel_values": {
+            k: decoder.decode(m, base) for k, m in zip(names.values, body.values, strict=True)
+        },
+        "channel_versions": dict(zip(channels, body.versions, strict=True)),
         "versions_seen": {
             node: dict(zip(keys, seen, strict=True))
-            for (node, keys), seen in zip(names[1], f[6], strict=True)
+            for (node, keys), seen in zip(names.seen, body.seen, strict=True)
         },
         "updated_channels": None
         if updated is None
         else [channels[u] if type(u) is int else u for u in updated],
     }
-    for key, m in zip(names[4], f[10], strict=True):
-        checkpoint[key] = decoder.decode(m, head.base)
+    for key, m in zip(names.extra, body.extra, strict=True):
+        checkpoint[key] = decoder.decode(m, base)
     return checkpoint
 
 
-def known_head(head: Head, names: list[Any]) -> KnownHead:
-    return KnownHead(
-        dict(zip(names[0], head.fields[5], strict=True)),
-        dict(zip(names[3], head.fields[9], strict=True)),
-        head.base,
+def known_checkpoint(body: Body, names: CheckpointNames) -> KnownCheckpoint:
+    return KnownCheckpoint(
+        dict(zip(names.channels, body.versions, strict=True)),
+        dict(zip(names.values, body.values, strict=True)),
+        body.base,
     )
 
 
@@ -258,24 +295,25 @@ class Write(NamedTuple):
     manifests: list[mf.Manifest]
 
 
-def encode_write(
-    encoder: Encoder,
-    batch: Batch,
-    no: int,
-    checkpoint_id: bytes,
-    now: int,
-    task: tuple[bytes, str],
-    writes: Sequence[tuple[str, Any]],
-    upsert: bool,
-) -> bytes:
-    """The record of a `put_writes` call; `now` is microseconds since 1970."""
-    task_id, path = task
-    of_node, other = (path, None) if path.startswith(_PULL) else (None, path)
-    template = batch.intern("template", mf.pack([of_node, *(channel for channel, _ in writes)]))
-    manifests = [_encode(encoder, channel, value) for channel, value in writes]
-    time = now - id_time(checkpoint_id)
-    numbers = no - batch.base, template - batch.base
-    return mf.pack([FORMAT, *numbers, time, task_id, other, upsert, *manifests])
+class NewWrites(NamedTuple):
+    """A `put_writes` call."""
+
+    checkpoint_id: bytes
+    task_id: bytes
+    task_path: str
+    writes: Sequence[tuple[str, Any]]
+    upsert: bool  # they replace the task's earlier ones
+
+
+def encode_write(encoder: Encoder, batch: Batch, write_no: int, now: int, new: NewWrites) -> bytes:
+    """Return the record of a `put_writes` call; `now` is microseconds since 1970."""
+    path = new.task_path
+    node_path, other = (path, None) if path.startswith(_PULL) else (None, path)
+    template = batch.intern("template", mf.pack([node_path, *(channel for channel, _ in new.writes)]))
+    manifests = [_encode(encoder, channel, value) for channel, value in new.writes]
+    time = now - id_time(new.checkpoint_id)
+    numbers = write_no - batch.base, template - batch.base
+    return mf.pack([FORMAT, *numbers, time, new.task_id, other, new.upsert, *manifests])
 
 
 def open_write(no: int, checkpoint_id: bytes, data: bytes) -> Write:
