@@ -40,6 +40,7 @@ class Copying:
         else:
             names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
             async with db.transaction(isolation="repeatable read") as tx:
+                await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
                 if await tx.fetch_one(self._queries["epoch"], params) is not None:
                     await tx.batch([Statement(self._queries[n], params) for n in names])
         self._context.cache.drop(target_key.bytes)

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 from haive_persistence.db.protocol import Query
 from haive_persistence.db.sql import Queries
 
+#: The condition on data keys: the one that seals is stored; the tenant has none; nothing, because this
+#: process asked at the thread's present epoch.
+SEALED, PLAINTEXT, ASKED = GUARDS = ("data_key_is_stored", "tenant_has_no_data_key", "")
+
 _SIZES = (1, 2, 4, 8)
 _MANY = -1
 
@@ -36,14 +40,15 @@ class WriteStatements:
 
     def __init__(self, queries: Queries) -> None:
         self._queries = queries
-        self._rendered: dict[tuple[str, int, bool], WriteStatement] = {}
+        self._rendered: dict[tuple[str, int, str], WriteStatement] = {}
 
     def choose(
-        self, kind: str, pieces: Sequence[tuple[int, bytes]], *, creates: bool, shared: bool, sealed: bool
+        self, kind: str, pieces: Sequence[tuple[int, bytes]], *, creates: bool, shared: bool, guard: str
     ) -> tuple[WriteStatement, dict[str, Any]]:
         """The statement for a checkpoint ("put") or pending writes ("write"), and its pieces as parameters.
 
         `creates`: the thread's row too. `shared`: other statements of this process may have sent the pieces.
+        `guard`: one of `GUARDS`.
         """
         if creates:
             name = _CREATE[kind]
@@ -52,7 +57,7 @@ class WriteStatements:
         else:
             name = (_ADD_SHARED if pieces else _ADD_BARE)[kind]
         size, params = _bind_pieces(pieces)
-        key = (name, size, sealed)
+        key = (name, size, guard)
         found = self._rendered.get(key)
         if found is None:
             found = self._rendered[key] = self._render(*key)
@@ -63,13 +68,15 @@ class WriteStatements:
         for names in (_CREATE, _ADD, _ADD_SHARED, _ADD_BARE):
             for name in names.values():
                 for size in (_MANY,) if names is _ADD_BARE else (*_SIZES, _MANY):
-                    for sealed in (False, True):
-                        for query in dict.fromkeys(self._render(name, size, sealed)):
+                    for guard in GUARDS:
+                        for query in dict.fromkeys(self._render(name, size, guard)):
                             yield name, query
 
-    def _render(self, name: str, size: int, sealed: bool) -> WriteStatement:
+    def _render(self, name: str, size: int, guard: str) -> WriteStatement:
         queries = self._queries
-        slots = {"data_key_check": queries.part("data_key_is_stored") if sealed else ""}
+        if guard == PLAINTEXT and name in _CREATE.values():
+            guard = "tenant_accepts_plaintext"
+        slots = {"data_key_check": queries.part(guard) if guard else ""}
         if name not in _ADD_BARE.values():
             rows = ", ".join(f"(%(no_{at})s::bigint, %(payload_{at})s::bytea)" for at in range(size))
             slots["pieces"] = queries.part("piece_arrays") if size == _MANY else f"(VALUES {rows})"

@@ -21,7 +21,7 @@ from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantConte
 from haive_persistence.checkpointer.ids import Address, encode_id, run_key
 from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
-from haive_persistence.checkpointer.statements import WriteStatements
+from haive_persistence.checkpointer.statements import ASKED, PLAINTEXT, SEALED, WriteStatements
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_for_child
 from haive_persistence.checkpointer.storage.encoder import Encoder
@@ -51,6 +51,7 @@ class _Prepared(NamedTuple):
     batch: Batch
     pieces: list[tuple[int, bytes]]
     epoch: int | None
+    guard: str
 
 
 Encode = Callable[[Sealing, Batch, ThreadLog], _Encoded]
@@ -215,19 +216,19 @@ class Writes:
             except BaseException:
                 batch.rollback()
                 raise
-            return _Prepared(encoded, batch, pieces, log.epoch)
+            return _Prepared(encoded, batch, pieces, log.epoch, _guard(codec, log))
 
     async def _submit(
         self, db: Db, address: Address, codec: Sealing, prepared: _Prepared
     ) -> Sequence[tuple[Any, ...]]:
         """Send it, perhaps together with other writers' statements; a row if the thread was as believed."""
-        encoded, batch, pieces, epoch = prepared
+        encoded, batch, pieces, epoch, guard = prepared
         statement, piece_params = self._statements.choose(
             encoded.kind,
             pieces,
             creates=epoch is None,
             shared=batch.shared,
-            sealed=codec.key is not None,
+            guard=guard,
         )
         thread = {"thread": address.thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
         expected = {"thread_id": address.thread_id} if epoch is None else {"epoch": epoch}
@@ -252,6 +253,7 @@ class Writes:
                 if not log.exists:
                     log.epoch = epoch
         if log.epoch == epoch:
+            log.accepts_plaintext = prepared.guard != SEALED
             prepared.batch.commit()
             prepared.encoded.record(log)
         else:
@@ -268,6 +270,12 @@ class Writes:
             cache.drop(thread, log)
             return cache.for_new_thread(thread)
         return cache.at_epoch(thread, row[0])
+
+
+def _guard(codec: Sealing, log: ThreadLog) -> str:
+    if codec.sealed:
+        return SEALED
+    return ASKED if log.exists and log.accepts_plaintext else PLAINTEXT
 
 
 def _group_commit() -> GroupCommit:

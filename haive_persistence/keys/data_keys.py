@@ -8,20 +8,37 @@ A read never makes a key. Until a tenant has one nothing of it is sealed, and wh
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from haive_persistence.codec import Keyring, Sealer, new_data_key, wrapping_id
+from haive_persistence.codec import Keyring, Sealer, context, new_data_key, wrapping_id
 from haive_persistence.config import EncryptionConfig
-from haive_persistence.db.protocol import Db
+from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.db.sql import Queries
 from haive_persistence.errors import ConfigError, PlaintextRefusedError
 
 #: Tenants whose data keys a process remembers; one that was evicted is loaded again.
 MAX_TENANTS = 10_000
+
+
+#: The transaction before which a tenant's plaintext was written, and the server that counts it.
+_MOMENT = struct.Struct(">Qq")
+
+
+def _moment_context(tenant: str) -> bytes:
+    return context(tenant, "data_key", "plaintext_before")
+
+
+class KeyRow(NamedTuple):
+    """A row of `data_key`."""
+
+    key_no: int
+    wrapped: bytes
+    has_plaintext: bool
 
 
 class TenantKeys(NamedTuple):
@@ -35,6 +52,8 @@ class TenantKeys(NamedTuple):
     current: tuple[int, bytes] | None = None
     index_key: bytes | None = None
     numbers: frozenset[int] = frozenset()
+    #: Rows that were written before the tenant had a key may be left.
+    has_plaintext: bool = False
 
 
 _UNSEALED = TenantKeys()
@@ -71,7 +90,7 @@ class DataKeys:
         keys = await self.load(db)
         if keys is _UNSEALED or keys.current is not None:
             return keys
-        await self._add(db, 1)  # does nothing where another process was first: then its key counts
+        await self._add_first(db)  # does nothing where another process was first: then its key counts
         return self._remember(db.tenant, await self._rows(db))
 
     async def refresh(self, db: Db) -> bool:
@@ -89,52 +108,103 @@ class DataKeys:
         if self.encryption is not None:
             await self.refresh(db)
         elif await self._rows(db):
-            raise PlaintextRefusedError(
-                f"the data of tenant {db.tenant!r} is encrypted and this process has no key: nothing was "
-                "written; set PersistenceConfig(encryption=EncryptionConfig(encryption_key=…)) or "
-                "HAIVE_ENCRYPTION_KEY"
-            )
+            raise _plaintext_refused(db.tenant)
 
-    async def _rows(self, db: Db) -> Sequence[tuple[int, bytes]]:
-        return await db.fetch_all(self._queries["data_keys"], {"tenant": db.tenant}, idempotent=True)
+    async def check_plaintext(self, transaction: Executor, tenant: str) -> None:
+        """Raise PlaintextRefusedError unless the tenant has no data key until this transaction ends."""
+        row = await transaction.fetch_one(self._queries["accepts_plaintext"], {"tenant": tenant})
+        if row != (True,):
+            raise _plaintext_refused(tenant)
 
-    def _remember(self, tenant: str, rows: Sequence[tuple[int, bytes]]) -> TenantKeys:
-        unwrapped = {no: self._keyring.unwrap(wrapped, tenant, no) for no, wrapped in rows}
-        keys = TenantKeys(
-            Sealer(unwrapped) if rows else _NoDataKeys(),
-            max(rows) if rows else None,
-            unwrapped[min(unwrapped)] if rows else None,
-            frozenset(unwrapped),
-        )
+    async def _rows(self, db: Db) -> Sequence[KeyRow]:
+        rows = await db.fetch_all(self._queries["data_keys"], {"tenant": db.tenant}, idempotent=True)
+        return [KeyRow(*row) for row in rows]
+
+    def _remember(self, tenant: str, rows: Sequence[KeyRow]) -> TenantKeys:
+        keys = self._unwrapped(tenant, rows) if rows else _NO_KEYS
         with self._lock:
             self._tenants[tenant] = keys
             if len(self._tenants) > MAX_TENANTS:
                 self._tenants.popitem(last=False)
         return keys
 
+    def _unwrapped(self, tenant: str, rows: Sequence[KeyRow]) -> TenantKeys:
+        data_keys = {row.key_no: self._keyring.unwrap(row.wrapped, tenant, row.key_no) for row in rows}
+        first, last = rows[0], rows[-1]
+        return TenantKeys(
+            Sealer(data_keys),
+            (last.key_no, last.wrapped),
+            data_keys[first.key_no],
+            frozenset(data_keys),
+            first.has_plaintext,
+        )
+
+    # --- making keys
+
+    async def _add_first(self, db: Db) -> None:
+        """Make a tenant's first data key, and record the moment before which its plaintext was written.
+
+        Statements that write plaintext are waited for and held back meanwhile. What processes remember of the
+        threads becomes stale, so that each asks again whether the tenant accepts plaintext.
+        """
+        params = {"tenant": db.tenant}
+        names = ("lock_tenant", "make_epochs_stale", "plaintext_moment")
+        async with db.transaction() as tx:
+            *_, [(moment, cluster, has_plaintext)] = await tx.batch(
+                [Statement(self._queries[name], params) for name in names]
+            )
+            data_key = new_data_key()
+            sealed = Sealer({1: data_key}).seal(_MOMENT.pack(moment, cluster), _moment_context(db.tenant))
+            await self._add(tx, db.tenant, 1, data_key, plaintext_before=sealed, has_plaintext=has_plaintext)
+
+    async def _add(
+        self,
+        db: Executor,
+        tenant: str,
+        number: int,
+        data_key: bytes,
+        *,
+        plaintext_before: bytes | None = None,
+        has_plaintext: bool = False,
+    ) -> None:
+        params = {
+            "tenant": tenant,
+            "key_no": number,
+            "wrapped": self._keyring.wrap(data_key, tenant, number),
+            "plaintext_before": plaintext_before,
+            "has_plaintext": has_plaintext,
+        }
+        await db.execute(self._queries["add_data_key"], params, idempotent=True)
+
     # --- administration
 
     async def add(self, db: Db) -> int:
         """Make a new data key, which seals what is written from now on. Returns its number."""
-        number = max((no for no, _ in await self._rows(db)), default=0) + 1
-        await self._add(db, number)
-        self._remember(db.tenant, await self._rows(db))
-        return number
-
-    async def _add(self, db: Db, number: int) -> None:
-        wrapped = self._keyring.wrap(new_data_key(), db.tenant, number)
-        params = {"tenant": db.tenant, "key_no": number, "wrapped": wrapped}
-        await db.fetch_all(self._queries["add_data_key"], params, idempotent=True)
+        rows = await self._rows(db)
+        if rows:
+            await self._add(db, db.tenant, rows[-1].key_no + 1, new_data_key())
+        else:
+            await self._add_first(db)
+        rows = await self._rows(db)
+        self._remember(db.tenant, rows)
+        return rows[-1].key_no
 
     async def rotate(self, db: Db) -> int:
         """Wrap the tenant's data keys under the current master key. Returns how many were under another."""
         changed = 0
-        for no, wrapped in await self._rows(db):
-            if wrapping_id(wrapped) != self._keyring.current_id:
-                again = self._keyring.rewrap(wrapped, db.tenant, no)
-                params = {"tenant": db.tenant, "key_no": no, "wrapped": again, "old": wrapped}
+        for row in await self._rows(db):
+            if wrapping_id(row.wrapped) != self._keyring.current_id:
+                again = self._keyring.rewrap(row.wrapped, db.tenant, row.key_no)
+                params = {"tenant": db.tenant, "key_no": row.key_no, "wrapped": again, "old": row.wrapped}
                 changed += len(await db.fetch_all(self._queries["rewrap_data_key"], params))
         return changed
+
+
+def _plaintext_refused(tenant: str) -> PlaintextRefusedError:
+    return PlaintextRefusedError(
+        f"the data of tenant {tenant!r} is encrypted and this process has no key: nothing was written; set "
+        "PersistenceConfig(encryption=EncryptionConfig(encryption_key=…)) or HAIVE_ENCRYPTION_KEY"
+    )
 
 
 class _NoDataKeys(Sealer):
@@ -142,3 +212,6 @@ class _NoDataKeys(Sealer):
 
     def __init__(self) -> None:
         self._boxes = {}
+
+
+_NO_KEYS = TenantKeys(_NoDataKeys())

@@ -105,8 +105,49 @@ CREATE TABLE haive.data_key (
     created_at timestamptz NOT NULL DEFAULT now(),
     -- The data key under the master key.
     wrapped    bytea NOT NULL,
+    -- Of the first key: the transaction before which the tenant's plaintext was written, sealed under the key.
+    plaintext_before bytea,
+    -- True while the tenant may have rows that were written before it had a key.
+    has_plaintext boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant_id, key_no)
 );
+
+-- True while the tenant has no data key. Statements that make rows in plaintext ask, so that a process without the
+-- key cannot add to a sealed tenant. The lock, which whoever makes a tenant's first key takes exclusively, is held until
+-- commit; a volatile function sees what was committed while it waited, which the statement itself would not.
+CREATE FUNCTION haive.accepts_plaintext(tenant text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    locked text;  -- assigned: PERFORM would take three times as long
+BEGIN
+    locked := pg_advisory_xact_lock_shared(hashtextextended(tenant, 7203));
+    RETURN NOT EXISTS (SELECT FROM haive.data_key WHERE tenant_id = tenant);
+END
+$$;
+GRANT EXECUTE ON FUNCTION haive.accepts_plaintext TO PUBLIC;
+
+-- The server that counts the transactions; 0 where it does not tell.
+CREATE FUNCTION haive.cluster_id() RETURNS bigint
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_catalog.pg_control_system());
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN 0;
+END
+$$;
+GRANT EXECUTE ON FUNCTION haive.cluster_id TO PUBLIC;
+
+-- True if a row was written before a transaction. Nobody can give a row the number of an older transaction, so a
+-- plaintext row that is forged after a tenant's first key was made is told from one that was there. Row versions say
+-- 32 bits of the number: after 2^31 more transactions nothing counts as written before.
+CREATE FUNCTION haive.written_before(row_xmin xid, moment bigint) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN pg_snapshot_xmax(pg_current_snapshot())::text::bigint - moment BETWEEN 0 AND 2147483647
+    AND ((row_xmin::text::bigint - moment) & 4294967295)
+        > pg_snapshot_xmax(pg_current_snapshot())::text::bigint - moment;
+GRANT EXECUTE ON FUNCTION haive.written_before TO PUBLIC;
 
 -- Payloads are compressed (and sealed) before they come here: a second attempt would only cost time.
 ALTER TABLE haive.piece ALTER COLUMN payload SET STORAGE EXTERNAL;

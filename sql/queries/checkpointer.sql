@@ -8,16 +8,14 @@
 -- Every statement names the tenant, which the policies demand too: a session that a pooler gave to somebody else
 -- in between then finds nothing instead of their rows.
 
+-- include: keys
+
 -- The writing ones add to a thread while it is at the epoch they name, and answer with a row; with none if it is not.
 -- `statements.py` fills their slots and lists every text that results.
 
 -- part: epoch_now
 -- What is remembered of a thread is tied to this: its epoch, in this life of the database.
 t.epoch # haive.incarnation(t.tableoid, t.xmin)
-
--- part: data_key_is_stored
--- Fills `data_key_check` if the pieces are sealed: only while the data key is stored that seals them.
-AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND key_no = %(key_no)s AND wrapped = %(key)s)
 
 -- part: insert_thread
 -- slot: data_key_check

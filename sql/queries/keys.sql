@@ -1,12 +1,44 @@
 -- Queries of the keys: the tenants' wrapped data keys.
 
+-- part: data_key_is_stored
+-- In a statement that writes sealed bytes: only while the data key is stored that seals them.
+AND EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s AND key_no = %(key_no)s AND wrapped = %(key)s)
+
+-- part: tenant_accepts_plaintext
+-- In a statement that makes rows in plaintext: only while the tenant has no data key.
+AND haive.accepts_plaintext(%(tenant)s)
+
+-- part: tenant_has_no_data_key
+-- The same for a statement that locks the thread's row at an epoch: making a tenant's first key changes it.
+AND NOT EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s)
+
 -- name: data_keys
 -- The tenant's wrapped data keys.
-SELECT key_no, wrapped FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY key_no;
+SELECT key_no, wrapped, has_plaintext FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY key_no;
+
+-- name: accepts_plaintext
+-- Whether the tenant has no data key, and will have none until this transaction ends.
+SELECT haive.accepts_plaintext(%(tenant)s);
+
+-- name: lock_tenant
+-- Wait for the statements that write plaintext for this tenant, and hold new ones back until commit.
+SELECT pg_advisory_xact_lock(hashtextextended(%(tenant)s, 7203));
+
+-- name: make_epochs_stale
+-- What processes remember of the tenant's threads: they ask again whether it accepts plaintext.
+UPDATE haive.thread SET epoch = epoch WHERE tenant_id = %(tenant)s;
+
+-- name: plaintext_moment
+-- The next transaction, whose it is, and whether the tenant has rows that were written before it. Sent when no
+-- statement that writes plaintext is under way.
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, haive.cluster_id(),
+       EXISTS (SELECT FROM haive.thread WHERE tenant_id = %(tenant)s)
+       OR EXISTS (SELECT FROM haive.store_item WHERE tenant_id = %(tenant)s);
 
 -- name: add_data_key
 -- A new data key; no row if another process was first.
-INSERT INTO haive.data_key (tenant_id, key_no, wrapped) VALUES (%(tenant)s, %(key_no)s, %(wrapped)s)
+INSERT INTO haive.data_key (tenant_id, key_no, wrapped, plaintext_before, has_plaintext)
+VALUES (%(tenant)s, %(key_no)s, %(wrapped)s, %(plaintext_before)s, %(has_plaintext)s)
 ON CONFLICT (tenant_id, key_no) DO NOTHING RETURNING 1;
 
 -- name: rewrap_data_key

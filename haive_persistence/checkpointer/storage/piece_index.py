@@ -72,6 +72,7 @@ class ThreadLog:
 
     __slots__ = (
         "_guard",
+        "accepts_plaintext",
         "block",
         "bytes_held",
         "bytes_known",
@@ -97,6 +98,8 @@ class ThreadLog:
         self.lock = threading.Lock()
         self._guard = threading.Lock()  # the innermost: for a few steps that belong together
         self.epoch = epoch  # None: it is not stored yet
+        # True once the tenant was seen to have no data key at this epoch: making the first one ends it.
+        self.accepts_plaintext = False
         self.block: int | None = None
         self.next_numbers = [0, 0, 0]
         self.known: dict[Key, PieceRef] = {}
