@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from haive_persistence.checkpointer.ids import thread_id_text, thread_key
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
-from haive_persistence.checkpointer.thread_reader import ThreadReader
+from haive_persistence.checkpointer.thread_reader import StaleRead, StaleReadRetry, ThreadReader
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries
-from haive_persistence.errors import WrongKeyError
+from haive_persistence.errors import ConflictError, WrongKeyError
 from haive_persistence.keys import Sealing, Sealings
 
 ATTEMPTS = 8
@@ -50,6 +50,22 @@ class TenantContext:
         """The codec with the data keys as they are stored now."""
         await self.keys.refresh(db)
         return await self.codec(db)
+
+    async def retrying(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do work again when others change the same threads at the same time.
+
+        Raises ConflictError if they always do, DecodeError if a thread's pieces are missing.
+        """
+        again = StaleReadRetry(self.cache)
+        for attempt in range(ATTEMPTS):
+            try:
+                return await work()
+            except StaleRead as stale:
+                again.forget(stale)
+            except ConflictError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+        raise again.final_error(what)
 
     async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
         """Read, once more if another process has sealed with a data key it added meanwhile."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import thread_id_text
 from haive_persistence.checkpointer.storage.piece_index import new_epoch
-from haive_persistence.db.protocol import Db, Statement
-from haive_persistence.errors import InvalidInputError
+from haive_persistence.db.protocol import Db, Executor, Statement
+from haive_persistence.errors import InvalidInputError, NotFoundError
 from haive_persistence.keys import Sealing
 
 COPY_ROWS = 1000
@@ -24,43 +25,52 @@ class Copying:
         self._queries = context.queries
 
     async def copy_thread(self, db: Db, source: object, target: object) -> None:
-        """Everything of one thread, to another. Sealed payloads are bound to their rows: sealed again."""
-        target_key = self._context.thread_key(target)
+        """Copy everything of one thread. Sealed payloads are bound to their rows: they are sealed again."""
         params: dict[str, Any] = {
             "thread": self._context.thread_key(source),
-            "target": target_key,
+            "target": self._context.thread_key(target),
             "tenant": self._context.tenant,
             "epoch": new_epoch(),
             "thread_id": thread_id_text(target),
         }
-        if params["thread"] == target_key:
+        if params["thread"] == params["target"]:
             raise InvalidInputError("source and target are the same thread")
-        if (await self._context.codec(db)).sealed:
-            await self._context.with_all_keys(db, lambda: self._copy_sealed(db, params))
-        else:
-            names = ("copy_thread_row", "copy_pieces", "copy_checkpoints", "copy_writes")
-            async with db.transaction(isolation="repeatable read") as tx:
-                await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
-                if await tx.fetch_one(self._queries["epoch"], params) is not None:
-                    await tx.batch([Statement(self._queries[n], params) for n in names])
-        self._context.cache.drop(target_key.bytes)
 
-    async def _copy_sealed(self, db: Db, params: dict[str, Any]) -> None:
-        codec = await self._context.latest_codec(db)
+        async def copy() -> None:
+            await self._context.with_all_keys(db, lambda: self._copy(db, params, source))
+
+        await self._context.retrying(f"thread {source!r}", copy)
+        self._context.cache.drop(params["target"].bytes)
+
+    async def _copy(self, db: Db, params: dict[str, Any], source: object) -> None:
+        sealed = (await self._context.codec(db)).sealed
+        codec = await self._context.latest_codec(db) if sealed else None
+        async with db.transaction() as tx:
+            if codec is None:
+                await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
+            await self._lock(tx, params, source)
+            if codec is not None:
+                await self._copy_sealed(tx, codec, params)
+            else:
+                names = ("copy_checkpoints", "copy_writes", "copy_pieces")
+                await tx.batch([Statement(self._queries[n], params) for n in names])
+
+    async def _lock(self, tx: Executor, params: dict[str, Any], source: object) -> None:
+        """Lock both threads' rows, in the order of their keys: two copies then never wait for each other."""
+        locks = [("lock_source", params["thread"]), ("lock_target", params["target"])]
+        locks.sort(key=itemgetter(1))
+        answers = await tx.batch([Statement(self._queries[name], params) for name, _ in locks])
+        for (name, _), rows in zip(locks, answers, strict=True):
+            if name == "lock_source" and not rows:
+                raise NotFoundError(f"there is no thread {source!r} to copy")
+
+    async def _copy_sealed(self, tx: Executor, codec: Sealing, params: dict[str, Any]) -> None:
         source, target = params["thread"], params["target"]
-        async with db.transaction(isolation="repeatable read") as tx:
-            if await tx.fetch_one(self._queries["epoch"], params) is None:
-                return
-            await tx.execute(self._queries["copy_thread_row"], params)
-            for name, rows in (
-                ("insert_pieces", await tx.fetch_all(self._queries["all_pieces"], params)),
-                ("insert_checkpoints", await tx.fetch_all(self._queries["whole_checkpoints"], params)),
-                ("insert_writes", await tx.fetch_all(self._queries["all_writes"], params)),
-            ):
-                reseal = _RESEAL[name]
-                for at in range(0, len(rows), COPY_ROWS):
-                    part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
-                    await tx.batch([Statement(self._queries[name], params | row) for row in part])
+        for name, select, reseal in _SEALED_TABLES:
+            rows = await tx.fetch_all(self._queries[select], params)
+            for at in range(0, len(rows), COPY_ROWS):
+                part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
+                await tx.batch([Statement(self._queries[name], params | row) for row in part])
 
 
 def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
@@ -69,9 +79,11 @@ def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Seq
     return {"piece_no": no, "payload": codec.seal("piece", (target, no), data)}
 
 
-def _reseal_head(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
-    ns_key, run, id_, parent, sequence_nos, labels, head = row
-    data = codec.open("checkpoint", (source, ns_key, id_), head)
+def _reseal_checkpoint(
+    codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
+) -> dict[str, Any]:
+    ns_key, run, id_, parent, sequence_nos, labels, body = row
+    data = codec.open("checkpoint", (source, ns_key, id_), body)
     return {
         "ns_key": ns_key,
         "run_key": run,
@@ -95,8 +107,8 @@ def _reseal_write(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Seq
     }
 
 
-_RESEAL = {
-    "insert_pieces": _reseal_piece,
-    "insert_checkpoints": _reseal_head,
-    "insert_writes": _reseal_write,
-}
+_SEALED_TABLES = (
+    ("insert_checkpoints", "whole_checkpoints", _reseal_checkpoint),
+    ("insert_writes", "all_writes", _reseal_write),
+    ("insert_pieces", "all_pieces", _reseal_piece),
+)

@@ -47,7 +47,8 @@ class Retention:
         if not keys:
             return
         names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
-        await db.batch([Statement(self._queries[n], {"threads": keys}) for n in names], idempotent=True)
+        statements = [Statement(self._queries[n], {"threads": keys}) for n in names]
+        await self._context.retrying("threads to delete", lambda: db.batch(statements, idempotent=True))
         for key in keys:
             self._context.cache.drop(key.bytes)
 
@@ -86,7 +87,11 @@ class Retention:
 
     async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""
-        await self._context.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
+
+        async def rewrite() -> None:
+            await self._context.with_all_keys(db, lambda: self._rewrite_once(db, key, choose))
+
+        await self._context.retrying("a thread to prune", rewrite)
 
     async def _rewrite_once(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         codec = await self._context.latest_codec(db)
@@ -190,14 +195,15 @@ def _resealed_body(
     bound = None
     if parent is not None:
         line = {other.id: other for other in thread.checkpoints if other.ns_key == s.ns_key}
-        writes = {parent: frozenset(w.no for w in line[parent].writes)}
+        ancestor = line.get(parent)  # it may never have been stored
+        writes = {} if ancestor is None else {parent: frozenset(w.no for w in ancestor.writes)}
         at: StoredCheckpoint | None = s
         while at is not None and at.id != parent:
             for id_, numbers in bindings_of(at.body).writes.items():
                 if (s.ns_key, id_) not in to_delete:
                     writes[id_] = writes.get(id_, frozenset()) | numbers
             at = line.get(at.parent or b"")
-        bound = Bindings(True, writes).encode(parent, s.body.base)
+        bound = Bindings(ancestor is not None, writes).encode(parent, s.body.base)
     body = s.body._replace(parent=parent, bound=bound)
     return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), body.pack())
 

@@ -244,21 +244,31 @@ WITH page AS MATERIALIZED (
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
 
+-- Four statements delete threads, each with its own snapshot: the first waits for writers that hold the row, and the
+-- others see what those committed. A thread may be created again in between; then all of its rows are new, and stay.
+
 -- name: delete_thread
--- The thread's row first: it waits for the statements that hold it, and later ones find no thread.
+-- The rows of some threads: once they are locked, nothing more is added below them.
 DELETE FROM haive.thread WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
 
+-- part: gone
+-- Those of the threads that do not exist now. A scalar subquery: each is looked up by its key, whatever the statistics say.
+ANY (ARRAY(
+    SELECT k.thread_key FROM unnest(%(threads)s::uuid[]) AS k (thread_key)
+    WHERE (SELECT t.thread_key FROM haive.thread t
+           WHERE t.thread_key = k.thread_key AND t.tenant_id = %(tenant)s) IS NULL))
+
 -- name: delete_checkpoints_of
--- All checkpoints of some threads.
-DELETE FROM haive.checkpoint WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
+-- All checkpoints of the threads that are gone.
+DELETE FROM haive.checkpoint WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
 
 -- name: delete_writes_of
--- All pending writes of some threads.
-DELETE FROM haive.pending_write WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
+-- All pending writes of the threads that are gone.
+DELETE FROM haive.pending_write WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
 
 -- name: delete_pieces_of
--- All pieces of some threads.
-DELETE FROM haive.piece WHERE thread_key = ANY (%(threads)s::uuid[]) AND tenant_id = %(tenant)s;
+-- All pieces of the threads that are gone.
+DELETE FROM haive.piece WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
 
 -- name: lock_thread
 -- Take the thread for ourselves until the transaction ends.
@@ -314,11 +324,18 @@ DELETE FROM haive.piece WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 -- The threads that may have checkpoints of some runs (the key is a hash: look into the metadata to be sure).
 SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys)s::bigint[]) AND tenant_id = %(tenant)s;
 
--- name: copy_thread_row
--- The target thread's row, made or held: nobody deletes the thread until the copy is kept.
+-- A copy holds both rows: the source's, so that nobody prunes or deletes what it reads, and the target's, so that nobody
+-- deletes what it adds. It reads checkpoints and writes before pieces: what they name was committed before them.
+
+-- name: lock_source
+-- The row of the thread to copy; none if it does not exist.
+SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s FOR SHARE;
+
+-- name: lock_target
+-- The row of the thread to copy to, inserted if it is not there.
 INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
 VALUES (%(target)s, %(epoch)s, %(tenant)s, %(thread_id)s)
-ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch;
+ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch RETURNING 1;
 
 -- name: copy_pieces
 -- A thread's pieces, to another thread.

@@ -638,7 +638,7 @@ def test_a_copy_holds_the_thread_it_goes_to(saver: Checkpointer, database: Datab
     key = thread_key(database.tenant, "target")
     params = {"target": key, "epoch": 1, "tenant": database.tenant, "thread_id": "target"}
     with psycopg.connect(dsn) as copying, psycopg.connect(dsn) as deleting:
-        copying.execute(database.queries("checkpointer")["copy_thread_row"].encode(), params)
+        copying.execute(database.queries("checkpointer")["lock_target"].encode(), params)
         deleting.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             deleting.execute("DELETE FROM haive.thread WHERE thread_key = %s", (key,))
@@ -940,7 +940,8 @@ def test_threads_of_other_tenants_do_not_exist(saver: Checkpointer) -> None:
     other.delete_thread("t")
     other.prune(["t"], strategy="delete")
     other.delete_for_runs(["r"])
-    other.copy_thread("t", "mine")
+    with pytest.raises(errors.NotFoundError):
+        other.copy_thread("t", "mine")
     assert other.get_tuple(thread("mine")) is None
     assert values_of(saver) == {"secret": 1}
 

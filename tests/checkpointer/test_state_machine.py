@@ -19,6 +19,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.base.id import uuid6
 
+from haive_persistence import errors
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
 from haive_persistence.db import Database
 
@@ -215,10 +216,13 @@ class Model(RuleBasedStateMachine):
     def copy_thread(self, saver: int, source: str) -> None:
         target = "b" if source == "a" else "a"
         self.savers[saver].delete_thread(target)
-        self.savers[saver].copy_thread(source, target)
         self.threads.pop(target, None)
-        if source in self.threads:
+        if self.threads.get(source):
+            self.savers[saver].copy_thread(source, target)
             self.threads[target] = copy.deepcopy(self.threads[source])
+        else:
+            with pytest.raises(errors.NotFoundError):
+                self.savers[saver].copy_thread(source, target)
 
     # --- what must hold
 
