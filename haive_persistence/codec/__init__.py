@@ -26,6 +26,7 @@ from haive_persistence.codec.seal import (
     wrapping_id,
 )
 from haive_persistence.codec.serialise import SafeSerializer
+from haive_persistence.codec.unbuilt import is_unbuilt, unbuilt_count
 from haive_persistence.errors import DecodeError, EncodeError, PersistenceError, WrongKeyError
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
     "data_key_number",
     "decompress",
     "is_sealed",
+    "is_unbuilt",
     "new_data_key",
     "row",
+    "unbuilt_count",
     "wrapping_id",
 ]
 

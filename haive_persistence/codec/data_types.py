@@ -2,28 +2,23 @@
 
 A *builder* takes an extension code, a payload and extras, and returns the object. `builder(cls, …)`
 gives the builder for a class, or None if the class is not data. Data types are enums, named tuples,
-dataclasses, pydantic models (v1 and v2), classes that hold a secret value, and subclasses of the
-standard value types (sets, deques, UUIDs, decimals, paths, dates, addresses). Building one may run
-its own validators, `__init__` or `__post_init__`: code that its author wrote for exactly this.
-Runnables, embeddings and settings are pydantic models too, but act or read the environment: not data.
+dataclasses, pydantic models (v1 and v2), exceptions, pydantic's secret values, and subclasses of
+Python's own value and container types.
+
+Building runs no code of the class: no `__init__`, `__new__`, `__post_init__`, validator or default
+factory. Objects are made of their stored fields and attributes. Only a class that LangGraph's safe list
+or the user's allow-list names is trusted to build itself. A class of this package is never built.
+Not data is what acts (runnables, clients, settings), and a model with a field declared to hold such.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-import re
-import sys
-from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from enum import Enum
-from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo
+from copy import deepcopy
+from enum import Enum, Flag, IntFlag
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_KW_ARGS,
@@ -32,38 +27,35 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_PYDANTIC_V1,
     EXT_PYDANTIC_V2,
 )
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, RootModel, SecretBytes, SecretStr
 
-from haive_persistence.codec.model_builder import build_model, build_root_model
+from haive_persistence.codec.core_schema import CodeNeededError, classes, has_callable, is_safe_factory
+from haive_persistence.codec.model_builder import build_model, construct
+from haive_persistence.codec.standard_types import (
+    STANDARD,
+    Builder,
+    attribute,
+    attributes,
+    build_value,
+    call,
+    hashable,
+    with_attributes,
+)
 
-Builder = Callable[[int, Any, Mapping[str, str]], Any]
-"""Called with the extension code, the payload and the extras."""
+EXT_FIELDS = -EXT_PYDANTIC_V2
+"""Not stored: a pydantic model whose payload is its fields as they were, which needs no validation."""
 
-FROM_ISO = ("datetime", "datetime", "fromisoformat")
-"""The one method that stored data may name."""
-
-_FIELDS = frozenset({EXT_CONSTRUCTOR_KW_ARGS, EXT_PYDANTIC_V1, EXT_PYDANTIC_V2})
+_FIELDS = frozenset({EXT_CONSTRUCTOR_KW_ARGS, EXT_PYDANTIC_V1, EXT_PYDANTIC_V2, EXT_FIELDS})
 _SINGLE = frozenset({EXT_CONSTRUCTOR_SINGLE_ARG})
+_POSITIONAL = frozenset({EXT_CONSTRUCTOR_POS_ARGS})
 _ARGUMENTS = frozenset({EXT_CONSTRUCTOR_SINGLE_ARG, EXT_CONSTRUCTOR_POS_ARGS, EXT_CONSTRUCTOR_KW_ARGS})
+_PACKAGE = __name__.partition(".")[0]
 
 _MAX_KNOWN = 4096
-_Known = tuple[frozenset[int], Builder] | None
-_known: dict[type, _Known] = {}
+_known: dict[type, _Kind | None] = {}
 
 
 # --- finding a class --------------------------------------------------------------------------
-
-
-def attribute(module: str, name: str) -> Any:
-    """What a loaded module has under a name, or None.
-
-    Read past `__getattr__` and `__getattribute__`: a lazy module's may import.
-    """
-    found = sys.modules.get(module)
-    try:
-        return object.__getattribute__(found, "__dict__").get(name)
-    except AttributeError:
-        return None
 
 
 def lookup(module: str, name: str, qualname: str) -> type | None:
@@ -93,33 +85,56 @@ def _nested(module: str, qualname: str) -> Any:
 # --- what kind it is --------------------------------------------------------------------------
 
 
-def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
-    """What builds `cls` from a payload of this extension code, or None if it is not data.
+class _Kind(NamedTuple):
+    codes: frozenset[int]
+    build: Builder
+    build_trusted: Builder
 
-    `trusted`: the class is on LangGraph's safe list or on the user's; then any class will do.
+
+def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
+    """The builder of `cls` for payloads of this extension code, or None if it is not data.
+
+    `trusted`: LangGraph's safe list or the user's names the class; then any class will do.
     """
+    if cls.__module__.partition(".")[0] == _PACKAGE:
+        return None
     try:
         known = _known[cls]
     except KeyError:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
         known = _known[cls] = _classify(cls)
-    if known is not None and code in known[0]:
-        return known[1]
-    return partial(_construct, cls) if trusted else None
+    if known is not None and code in known.codes:
+        return known.build_trusted if trusted else known.build
+    return partial(call, cls) if trusted else None
 
 
-def _classify(cls: type) -> _Known:
-    if issubclass(cls, _actors()):
+def _classify(cls: type) -> _Kind | None:
+    if _acts(cls):
         return None
-    for recognises, codes, make in _KINDS:
+    for recognises, codes, build, build_trusted in _KINDS:
         if recognises(cls):
-            return codes, make(cls)
+            return _Kind(codes, partial(build, cls), partial(build_trusted or build, cls))
     return None
 
 
+def _acts(cls: type) -> bool:
+    """True for classes that do things rather than hold them, and for models with a field for such."""
+    actors = _actors()
+    if issubclass(cls, actors):
+        return True
+    if not issubclass(cls, BaseModel):
+        return False
+    return has_callable(cls) or any(_is_actor(part, actors) for part in classes(cls))
+
+
+def _is_actor(cls: type, actors: tuple[type, ...]) -> bool:
+    """True for an actor, and for what must be closed: a client, a connection, a file."""
+    return issubclass(cls, actors) or any(hasattr(cls, name) for name in ("__exit__", "__aexit__", "aclose"))
+
+
 def _actors() -> tuple[type, ...]:
-    """Classes whose instances may be models or dataclasses, but do things rather than hold them."""
+    """Base classes of what may be a model or a dataclass, but acts."""
     found = (attribute(module, name) for module, name in _ACTORS)
     return tuple(cls for cls in found if isinstance(cls, type))
 
@@ -129,13 +144,26 @@ _ACTORS = (
     ("langchain_core.embeddings.embeddings", "Embeddings"),
     ("langchain_core.vectorstores.base", "VectorStore"),
     ("langchain_core.callbacks.base", "BaseCallbackHandler"),
+    ("langchain_core.callbacks.base", "BaseCallbackManager"),
+    ("langchain_core.stores", "BaseStore"),
+    ("langchain_core.caches", "BaseCache"),
+    ("langchain_core.document_loaders.base", "BaseLoader"),
+    ("langsmith.client", "Client"),
+    ("langsmith.async_client", "AsyncClient"),
+    ("langsmith.run_trees", "RunTree"),
+    ("langgraph.store.base", "BaseStore"),
+    ("langgraph.checkpoint.base", "BaseCheckpointSaver"),
     ("pydantic_settings.main", "BaseSettings"),  # its _env_file= would read any file
     ("pydantic.v1.env_settings", "BaseSettings"),
 )
 
 
+def _model_base_v1() -> Any:
+    return attribute("pydantic.v1.main", "BaseModel")
+
+
 def _is_model_v1(cls: type) -> bool:
-    base = attribute("pydantic.v1.main", "BaseModel")
+    base = _model_base_v1()
     return isinstance(base, type) and issubclass(cls, base)
 
 
@@ -146,177 +174,187 @@ def _is_kind_of(*bases: type) -> Callable[[type], bool]:
 # --- builders ---------------------------------------------------------------------------------
 
 
-def _construct(cls: Callable[..., Any], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    if code == EXT_CONSTRUCTOR_SINGLE_ARG:
-        return cls(payload)
-    if code == EXT_CONSTRUCTOR_POS_ARGS:
-        return cls(*payload)
-    return cls(**payload)
-
-
-def _send(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+def _send(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
     if code != EXT_CONSTRUCTOR_POS_ARGS or len(payload) != 3:
-        return _construct(cls, code, payload, extras)
+        return call(cls, code, payload, extras)
     node, arg, timeout = payload
     return cls(node, arg, timeout=timeout)
 
 
-def _binds(build: Callable[..., Any]) -> Callable[[Any], Builder]:
-    return lambda cls: partial(build, cls)
-
-
-def _enum(cls: type[Enum], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    return cls[extras["member"]] if "member" in extras else cls(_hashable(payload))
-
-
-def _set(cls: Callable[..., Any], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    if code != EXT_CONSTRUCTOR_SINGLE_ARG:
-        return _construct(cls, code, payload, extras)
+def _enum(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if "member" in extras:
+        return cls._member_map_[extras["member"]]
+    value = hashable(payload)
     try:
-        return cls(payload)
-    except TypeError:
-        return cls(map(_hashable, payload))
+        return cls._value2member_map_[value]
+    except (KeyError, TypeError):
+        pass
+    for member in cls._member_map_.values():
+        if member._value_ == value:
+            return member
+    if issubclass(cls, Flag) and cls._missing_.__func__ in _FLAGS_MISSING:
+        return cls(value)  # several flags at once: made by the standard library
+    raise ValueError("the enum has no such value")
 
 
-def _hashable(value: Any) -> Any:
-    """msgpack turns tuples into lists; where only a hashable thing can stand, it was a tuple."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+_FLAGS_MISSING = tuple(
+    vars(base)["_missing_"].__func__ for base in (Flag, IntFlag) if "_missing_" in vars(base)
+)
 
 
-def _model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    return build_model(cls, payload)
+def _enum_trusted(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    return cls[extras["member"]] if "member" in extras else cls(hashable(payload))
 
 
-def _root_model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    return build_root_model(cls, payload)
+def _model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if code != EXT_FIELDS:
+        return build_model(cls, payload, trusted=False)
+    return construct(cls, payload, attributes(extras) if extras else None)
 
 
-def _model_v1(cls: Any, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
+def _root_model(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if code != EXT_FIELDS:
+        return build_model(cls, payload, trusted=False)
+    return construct(cls, {"root": payload}, attributes(extras))
+
+
+def _model_trusted(cls: type[BaseModel], code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if code == EXT_FIELDS and "left_out" not in extras:
+        fields = {"root": payload} if issubclass(cls, RootModel) else payload
+        if fields.keys() >= cls.model_fields.keys():
+            return construct(cls, fields, extras.get("attributes"))
+    return build_model(cls, payload, trusted=True)
+
+
+def _model_v1(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if not _is_plain_v1(cls):
+        raise CodeNeededError("it has validators or default factories")
+    return cls(**payload)
+
+
+def _is_plain_v1(cls: Any, depth: int = 16) -> bool:
+    """True if a model of pydantic v1 is built without code of its author's."""
+    if depth == 0 or cls.__pre_root_validators__ or cls.__post_root_validators__:
+        return False
+    if cls.__init__ is not _model_base_v1().__init__:
+        return False
+    return all(_is_plain_field_v1(field, depth) for field in cls.__fields__.values())
+
+
+def _is_plain_field_v1(field: Any, depth: int) -> bool:
+    if field.class_validators or (field.default_factory and not is_safe_factory(field.default_factory)):
+        return False
+    if field.sub_fields:
+        return all(_is_plain_field_v1(part, depth - 1) for part in field.sub_fields)
+    kind = field.type_
+    if not isinstance(kind, type):
+        return False
+    if _is_model_v1(kind):
+        return not issubclass(kind, _actors()) and _is_plain_v1(kind, depth - 1)
+    return kind.__module__ in ("builtins", "datetime", "decimal", "uuid", "enum") or issubclass(kind, Enum)
+
+
+def _model_v1_trusted(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
     try:
         return cls(**payload)
     except Exception:
         return cls.construct(**payload)
 
 
-def _dataclass(cls: Any) -> Builder:
-    late = [field.name for field in dataclasses.fields(cls) if not field.init]
-    return partial(_with_late_fields, cls, late) if late else partial(_construct, cls)
+def _named_tuple(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[str, Any]) -> Any:
+    defaults = cls._field_defaults
+    made = tuple.__new__(cls, [payload[n] if n in payload else defaults[n] for n in cls._fields])
+    return with_attributes(made, extras)
 
 
-def _with_late_fields(
-    cls: Any, late: list[str], code: int, payload: dict[str, Any], extras: Mapping[str, str]
-) -> Any:
-    """A dataclass with fields that its `__init__` does not take."""
+class _Plan(NamedTuple):
+    """How the fields of a dataclass are set."""
+
+    names: frozenset[str]
+    fields: tuple[Any, ...]
+    slots: bool
+
+
+@lru_cache(maxsize=1024)
+def _plan(cls: Any) -> _Plan:
+    fields = dataclasses.fields(cls)
+    slots = not any("__dict__" in vars(base) for base in cls.__mro__)
+    slots = slots or any("__slots__" in vars(base) for base in cls.__mro__[:-1])
+    return _Plan(frozenset(field.name for field in fields), fields, slots)
+
+
+def _dataclass(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[str, Any]) -> Any:
+    plan = _plan(cls)
+    if payload.keys() != plan.names:
+        payload = _complete(plan, payload)
+    made = object.__new__(cls)
+    if plan.slots:
+        for name, value in payload.items():
+            object.__setattr__(made, name, value)
+    else:
+        vars(made).update(payload)
+    return with_attributes(made, extras) if extras else made
+
+
+def _complete(plan: _Plan, payload: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the defaults of those that are not there. Raises CodeNeededError if there is none."""
+    if unknown := payload.keys() - plan.names:
+        raise CodeNeededError(f"it has no field {min(unknown)!r}")
+    values: dict[str, Any] = {}
+    for field in plan.fields:
+        if field.name in payload:
+            values[field.name] = payload[field.name]
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = deepcopy(field.default)
+        elif is_safe_factory(field.default_factory):
+            values[field.name] = field.default_factory()
+        else:
+            raise CodeNeededError(f"its field {field.name!r} was not stored")
+    return values
+
+
+def _dataclass_trusted(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[str, Any]) -> Any:
+    """Calls the class; fields that its `__init__` does not take are set afterwards."""
+    late = [field.name for field in dataclasses.fields(cls) if not field.init and field.name in payload]
     made = cls(**{name: value for name, value in payload.items() if name not in late})
     for name in late:
-        if name in payload:
-            object.__setattr__(made, name, payload[name])
+        object.__setattr__(made, name, payload[name])
+    if attributes := extras.get("attributes"):
+        vars(made).update(attributes)
     return made
 
 
-# --- builders of standard types, whatever is loaded or patched --------------------------------
+def _secret(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    return cls(payload)
 
 
-def _from_iso(code: int, payload: Any, extras: Mapping[str, str]) -> datetime:
-    return datetime.fromisoformat(payload)
+def _is_secret(cls: type) -> bool:
+    """True for pydantic's secret values; another class's constructor is code."""
+    return issubclass(cls, (SecretStr, SecretBytes)) and cls.__init__ in (
+        SecretStr.__init__,
+        SecretBytes.__init__,
+    )
 
 
-def _dict(code: int, payload: Any, extras: Mapping[str, str]) -> dict[Any, Any]:
-    return {_hashable(key): value for key, value in payload}
+def _exception(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    if any("__new__" in vars(base) for base in cls.__mro__ if base.__module__ != "builtins"):
+        raise CodeNeededError("it has a constructor of its own")
+    made = cls.__new__(cls, *payload)
+    made.args = tuple(payload)
+    return with_attributes(made, extras)
 
 
-def _str(code: int, payload: Any, extras: Mapping[str, str]) -> str:
-    data, *how = payload
-    if how != ["utf-8", "surrogatepass"]:
-        raise ValueError("not a form that this package writes")
-    return bytes.decode(data, "utf-8", "surrogatepass")
-
-
-def _int(code: int, payload: Any, extras: Mapping[str, str]) -> int:
-    digits, base = payload
-    if base != 16:
-        raise ValueError("not a form that this package writes")
-    return int(digits, 16)
-
-
-def _number_of_numpy(name: str, code: int, payload: Any, extras: Mapping[str, str]) -> Any:
-    cls = attribute("numpy", name)
-    return payload if cls is None else cls(payload)
-
-
-def array(numpy: Any, kind: Any, shape: list[int], order: str, buffer: bytes) -> Any:
-    """A numpy array of its own memory (so that it can be written to), never of objects.
-
-    Raises TypeError or ValueError if these are not the parts of one.
-    """
-    fields = [_field(*field) for field in kind] if isinstance(kind, list) else _field("", kind)[1]
-    dtype = numpy.dtype(fields)
-    return numpy.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
-
-
-_DTYPE = re.compile(r"[<>|=][biufcmMSUV]\d*(\[\w+\])?")
-
-
-def _field(name: str, kind: str, *shape: Any) -> tuple[Any, ...]:
-    # numpy.dtype() understands much more than what dtype.str yields, some of it by importing
-    if not _DTYPE.fullmatch(kind):
-        raise ValueError(f"not a type of numbers: {kind!r}")
-    return name, kind, *(_hashable(part) for part in shape)
-
-
-_VALUES: tuple[type, ...] = (
-    deque,
-    UUID,
-    Decimal,
-    timedelta,
-    date,
-    time,
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
+_Build = Callable[..., Any]
+_KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], _Build, _Build | None], ...] = (
+    (lambda cls: issubclass(cls, Enum) and bool(cls.__members__), _SINGLE, _enum, _enum_trusted),
+    (_is_kind_of(RootModel), _FIELDS, _root_model, _model_trusted),
+    (_is_kind_of(BaseModel), _FIELDS, _model, _model_trusted),
+    (_is_model_v1, _FIELDS, _model_v1, _model_v1_trusted),
+    (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _named_tuple, call),
+    (dataclasses.is_dataclass, _FIELDS, _dataclass, _dataclass_trusted),
+    (_is_secret, _SINGLE, _secret, None),
+    (_is_kind_of(BaseException), _POSITIONAL, _exception, None),
+    (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _send, None),
+    (_is_kind_of(*STANDARD), _ARGUMENTS, build_value, None),
 )
-_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-_NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-OWN: dict[tuple[str, str], Builder] = {
-    **{(cls.__module__, cls.__name__): partial(_construct, cls) for cls in _VALUES},
-    ("datetime", "datetime"): partial(_construct, datetime),
-    ("datetime", "datetime.fromisoformat"): _from_iso,
-    ("datetime", "timezone"): partial(_construct, timezone),
-    ("zoneinfo", "ZoneInfo"): partial(_construct, ZoneInfo),
-    ("re", "compile"): partial(_construct, re.compile),
-    ("builtins", "set"): partial(_set, set),
-    ("builtins", "frozenset"): partial(_set, frozenset),
-    # forms that only this package writes; LangGraph's permissive reader understands them too
-    ("builtins", "dict"): _dict,
-    ("builtins", "str"): _str,
-    ("builtins", "int"): _int,
-    **{
-        ("numpy", name): partial(_number_of_numpy, name)
-        for name in ("bool_", "float16", "float32", "float64", *_NUMBERS)
-    },
-    # Python 3.13 keeps pathlib's classes in a private module
-    **{
-        (module, name): partial(_construct, getattr(pathlib, name))
-        for module in ("pathlib", "pathlib._local")
-        for name in _PATHS
-    },
-}
-"""Builders of the standard library's types, by the name they are stored under."""
-
-_KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], Callable[[Any], Builder]], ...] = (
-    (lambda cls: issubclass(cls, Enum) and bool(cls.__members__), _SINGLE, _binds(_enum)),
-    (_is_kind_of(RootModel), _FIELDS, _binds(_root_model)),
-    (_is_kind_of(BaseModel), _FIELDS, _binds(_model)),
-    (_is_model_v1, _FIELDS, _binds(_model_v1)),
-    (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _binds(_construct)),
-    (dataclasses.is_dataclass, _FIELDS, _dataclass),
-    (lambda cls: callable(getattr(cls, "get_secret_value", None)), _SINGLE, _binds(_construct)),
-    (_is_kind_of(set, frozenset), _SINGLE, _binds(_set)),
-    (_is_kind_of(*_VALUES, pathlib.PurePath), _ARGUMENTS, _binds(_construct)),
-    (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _binds(_send)),
-)
-"""A test of a class, the extension codes it may be built from, and what makes its builder."""
+"""A test of a class, the extension codes it is built from, its builder, and that of a trusted class."""

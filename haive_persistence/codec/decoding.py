@@ -2,8 +2,8 @@
 
 A stored object names its class. The name is looked up in modules that are already loaded; what it
 finds there is built only if it is a data type, of which `data_types.py` has the list, or one of
-LangGraph's safe types. Anything else comes back as its plain payload, with a warning once per type
-and LangGraph's `msgpack_blocked` event, as LangGraph's strict mode does.
+LangGraph's safe types. Anything else comes back as its plain payload that carries its stored bytes
+(`unbuilt.py`), with a warning once per type and LangGraph's `msgpack_blocked` event.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from haive_persistence.codec import data_types
+from haive_persistence.codec import data_types, standard_types
+from haive_persistence.codec.core_schema import CodeNeededError
+from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_suspicious
+from haive_persistence.codec.standard_types import Builder, attribute
+from haive_persistence.codec.unbuilt import carry
 from haive_persistence.errors import DecodeError
 
 logger = logging.getLogger("haive_persistence.codec")
@@ -46,7 +50,19 @@ _LARGE = 64 * 1024
 _MAX_COPIES, _MAX_COPIED_BYTES = 16, 1 << 30  # whichever allows more
 _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
+_INSTEAD = "Its plain data is returned instead, and stored again as what it was."
+_TUPLE = ["builtins", "tuple"]
+
 _warned: set[tuple[str, str, str]] = set()
+
+
+class Plain:
+    """The payload of something that was not built."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
 
 
 class _State(threading.local):
@@ -63,7 +79,7 @@ class Reader:
 
     def __init__(self, allowed: AllowList) -> None:
         self.allowed: AllowList = allowed
-        self._found: dict[tuple[Any, ...], tuple[Any, data_types.Builder]] = {}
+        self._found: dict[tuple[Any, ...], tuple[Any, Builder]] = {}
 
     def decode(self, data: bytes) -> Any:
         """Read a value; DecodeError if the bytes are damaged."""
@@ -90,10 +106,16 @@ class Reader:
             else:
                 parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
             if code == EXT_PYDANTIC_V2:
-                build = _MESSAGES.get((parts[0], parts[1]))
-                if build is not None and (message := build(parts[2])) is not None:
-                    return message
-            return (_EXTENSIONS.get(code) or _unknown)(self, code, parts)
+                if len(parts) > 3 and parts[3] == FIELDS:
+                    code = data_types.EXT_FIELDS
+                else:
+                    build = _MESSAGES.get((parts[0], parts[1]))
+                    if build is not None and (message := build(parts[2])) is not None:
+                        return message
+            elif code == EXT_CONSTRUCTOR_SINGLE_ARG and parts[:2] == _TUPLE:
+                return tuple(parts[2])
+            value = (_EXTENSIONS.get(code) or _unknown)(self, code, parts)
+            return value if type(value) is not Plain else carry(abs(code), data, value.payload)
         except BaseException as exc:
             # ormsgpack's own error, passing through the hooks around it, says less than the first
             if _state.error is None or type(exc) is not ormsgpack.MsgpackDecodeError:
@@ -113,41 +135,41 @@ class Reader:
             _state.open_bytes -= len(data)
 
     def build(self, code: int, parts: Any) -> Any:
-        """The object that `parts` (module, name, payload, …) describes, or its payload."""
+        """The object that `parts` (module, name, payload, …) describes, or its `Plain` payload."""
         module, name, payload, extras = _read_parts(parts)
-        builder = self._find(code, module, name, extras)
+        known = self._found.get((code, module, name)) if not extras else None
+        if known is not None and attribute(module, name) is known[0]:
+            builder: Builder | None = known[1]
+        else:
+            builder = self._find(code, module, name, extras)
         if builder is None:
-            return payload
+            return Plain(payload)
         try:
             return builder(code, payload, extras)
         except (MemoryError, RecursionError):
             raise
+        except CodeNeededError as exc:
+            text = "Not restoring %s.%s: %s (what allowed_msgpack_modules lists may build itself). "
+            _warn("unbuilt", module, name, text + _INSTEAD, str(exc))
+            return Plain(payload)
         except Exception as exc:
-            text = "Could not restore %s.%s from stored data (%s); its plain data is returned instead."
-            _warn("unbuilt", module, name, text, type(exc).__name__)
-            return payload
+            text = "Could not restore %s.%s from stored data (%s). "
+            _warn("unbuilt", module, name, text + _INSTEAD, type(exc).__name__)
+            return Plain(payload)
 
-    def _find(
-        self, code: int, module: str, name: str, extras: Mapping[str, str]
-    ) -> data_types.Builder | None:
+    def _find(self, code: int, module: str, name: str, extras: Mapping[str, Any]) -> Builder | None:
         """`find`, remembered for as long as the module has the same thing under that name."""
-        if extras:
-            return self.find(code, module, name, extras)
-        key = (code, module, name)
-        known = self._found.get(key)
-        if known is not None and data_types.attribute(module, name) is known[0]:
-            return known[1]
         builder = self.find(code, module, name, extras)
-        if builder is not None and (found := data_types.attribute(module, name)) is not None:
+        if not extras and builder is not None and (found := attribute(module, name)) is not None:
             if len(self._found) >= _MAX_FOUND:
                 self._found.clear()
-            self._found[key] = (found, builder)
+            self._found[code, module, name] = found, builder
         return builder
 
-    def find(self, code: int, module: str, name: str, extras: Mapping[str, str]) -> data_types.Builder | None:
+    def find(self, code: int, module: str, name: str, extras: Mapping[str, Any]) -> Builder | None:
         """What builds `module.name`, or None (with the reason logged once) if nothing may."""
         key = (module, name)
-        if own := data_types.OWN.get(key):
+        if own := standard_types.OWN.get(key):
             return own
         listed = isinstance(self.allowed, set) and key in self.allowed
         safe = key in _langgraph.SAFE_MSGPACK_TYPES
@@ -164,9 +186,9 @@ class Reader:
         )
 
 
-def _refuse(module: str, name: str, reason: str) -> data_types.Builder | None:
+def _refuse(module: str, name: str, reason: str) -> Builder | None:
     emit_serde_event({"kind": "msgpack_blocked", "module": module, "name": name})
-    _warn("blocked", module, name, "Not restoring %s.%s: %s. Its plain data is returned instead.", reason)
+    _warn("blocked", module, name, "Not restoring %s.%s: %s. " + _INSTEAD, reason)
     return None
 
 
@@ -178,10 +200,10 @@ def _warn(kind: str, module: str, name: str, text: str, detail: str) -> None:
         logger.warning(text, module, name, detail)
 
 
-_NO_EXTRAS: Mapping[str, str] = {}
+_NO_EXTRAS: Mapping[str, Any] = {}
 
 
-def _read_parts(parts: Any) -> tuple[str, str, Any, Mapping[str, str]]:
+def _read_parts(parts: Any) -> tuple[str, str, Any, Mapping[str, Any]]:
     if type(parts) is not list or len(parts) < 3 or type(parts[0]) is not str or type(parts[1]) is not str:
         raise DecodeError("stored bytes are damaged: an object without module, name and payload")
     extras = parts[-1] if len(parts) > 3 and type(parts[-1]) is dict else _NO_EXTRAS
@@ -194,26 +216,31 @@ def _read_parts(parts: Any) -> tuple[str, str, Any, Mapping[str, str]]:
 def _call_method(reader: Reader, code: int, parts: Any) -> Any:
     module, name, payload, _ = _read_parts(parts)
     method = parts[3] if len(parts) > 3 else None
-    if (module, name, method) == data_types.FROM_ISO:
+    if (module, name, method) == standard_types.FROM_ISO:
         return reader.build(EXT_CONSTRUCTOR_SINGLE_ARG, [module, "datetime.fromisoformat", payload])
     emit_serde_event(
         {"kind": "msgpack_method_blocked", "module": module, "name": name, "method": str(method)}
     )
     _warn("method", module, name, "Not calling a method of %s.%s: %r is not on the safe list.", str(method))
-    return payload
+    return Plain(payload)
 
 
 def _array(reader: Reader, code: int, parts: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is None:
         _refuse("numpy", "ndarray", "its module is not loaded: import numpy before reading")
-        return parts
+        return Plain(parts)
     try:
-        return data_types.array(numpy, *parts)
+        return standard_types.array(numpy, *parts)
     except (TypeError, ValueError) as exc:
-        text = "Could not restore a %s.%s from stored data (%s); its plain data is returned instead."
-        _warn("unbuilt", "numpy", "ndarray", text, str(exc))
-        return parts
+        _warn(
+            "unbuilt",
+            "numpy",
+            "ndarray",
+            "Could not restore a %s.%s from stored data (%s). " + _INSTEAD,
+            str(exc),
+        )
+        return Plain(parts)
 
 
 def _delta(reader: Reader, code: int, parts: Any) -> Any:
@@ -231,6 +258,7 @@ _EXTENSIONS: dict[int, Callable[[Reader, int, Any], Any]] = {
     EXT_METHOD_SINGLE_ARG: _call_method,
     EXT_PYDANTIC_V1: Reader.build,
     EXT_PYDANTIC_V2: Reader.build,
+    data_types.EXT_FIELDS: Reader.build,
     EXT_NUMPY_ARRAY: _array,
     EXT_DELTA_SNAPSHOT: _delta,
 }

@@ -103,39 +103,49 @@ _KEY_SET, _AI_KEY_SET, _TOOL_KEY_SET = set(_KEYS), set(_AI_KEYS), set(_TOOL_KEYS
 _PART = {str, dict}
 
 
-def _human(fields: dict[str, Any]) -> Any:
-    if tuple(fields) == _KEYS and _is_common("human", *fields.values()):
-        return _make(HumanMessage, fields, _KEY_SET)
-    return None
+def _is_human(fields: dict[str, Any]) -> bool:
+    return tuple(fields) == _KEYS and _is_common("human", *fields.values())
 
 
-def _system(fields: dict[str, Any]) -> Any:
-    if tuple(fields) == _KEYS and _is_common("system", *fields.values()):
-        return _make(SystemMessage, fields, _KEY_SET)
-    return None
+def _is_system(fields: dict[str, Any]) -> bool:
+    return tuple(fields) == _KEYS and _is_common("system", *fields.values())
 
 
-def _tool(fields: dict[str, Any]) -> Any:
+def _is_tool(fields: dict[str, Any]) -> bool:
     if tuple(fields) != _TOOL_KEYS:
-        return None
+        return False
     *common, call_id, _, status = fields.values()
-    if type(call_id) is str and type(status) is str and status in _STATUSES and _is_common("tool", *common):
-        return _make(ToolMessage, fields, _TOOL_KEY_SET)
-    return None
+    return (
+        type(call_id) is str and type(status) is str and status in _STATUSES and _is_common("tool", *common)
+    )
 
 
-def _ai(fields: dict[str, Any]) -> Any:
+def _is_ai(fields: dict[str, Any]) -> bool:
     if tuple(fields) != _AI_KEYS:
-        return None
+        return False
     *common, calls, invalid, usage = fields.values()
-    if (
+    return (
         _is_common("ai", *common)
         and invalid == []
         and (usage is None or _is_usage(usage))
         and _are_tool_calls(calls, common[1])
-    ):
-        return _make(AIMessage, fields, _AI_KEY_SET)
-    return None
+    )
+
+
+def _human(fields: dict[str, Any]) -> Any:
+    return _make(HumanMessage, fields, _KEY_SET) if _is_human(fields) else None
+
+
+def _system(fields: dict[str, Any]) -> Any:
+    return _make(SystemMessage, fields, _KEY_SET) if _is_system(fields) else None
+
+
+def _tool(fields: dict[str, Any]) -> Any:
+    return _make(ToolMessage, fields, _TOOL_KEY_SET) if _is_tool(fields) else None
+
+
+def _ai(fields: dict[str, Any]) -> Any:
+    return _make(AIMessage, fields, _AI_KEY_SET) if _is_ai(fields) else None
 
 
 def _is_common(
@@ -337,3 +347,11 @@ BUILDERS: dict[tuple[str, str], _Build] = {}
 for _cls, _build in _BUILD.items():
     if (_key := (_cls.__module__, _cls.__name__)) in SAFE_MSGPACK_TYPES:
         BUILDERS[_key] = _prove_first(_key, _cls, _build)
+
+ORDINARY: dict[type, Callable[[dict[str, Any]], bool]] = {
+    HumanMessage: _is_human,
+    SystemMessage: _is_system,
+    AIMessage: _is_ai,
+    ToolMessage: _is_tool,
+}
+"""Per message class: True if validating these fields gives a message with exactly these fields."""

@@ -19,8 +19,9 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_SINGLE_ARG,
 )
 
-from haive_persistence.codec.data_types import FROM_ISO, lookup
-from haive_persistence.codec.decoding import AllowList, Reader
+from haive_persistence.codec.data_types import lookup
+from haive_persistence.codec.decoding import AllowList, Plain, Reader
+from haive_persistence.codec.standard_types import FROM_ISO
 from haive_persistence.errors import DecodeError
 
 
@@ -82,7 +83,7 @@ def _joined(msgpack: AllowList, paths: AllowList) -> AllowList:
 def _build(reader: Reader, key: tuple[str, str], value: dict[str, Any]) -> Any:
     code, payload = _call(value)
     built = reader.build(code, [*key, payload])
-    return value if built is payload else built
+    return value if type(built) is Plain else built
 
 
 def _langchain_key(path: list[Any]) -> tuple[str, str] | None:

@@ -29,18 +29,20 @@ class SafeSerializer(JsonPlusSerializer):
 
     Reading imports no module, calls no function or method, unpickles nothing, and builds only data:
     LangGraph's safe types, and enums, named tuples, dataclasses, pydantic models and the like of
-    modules that are already loaded. Anything else comes back as the plain data it was stored as,
-    with a warning. Graphs with state types of their own need no setting.
+    modules that are already loaded, from their stored fields, without running their code. Anything else
+    comes back as plain data, with a warning, and is stored again as what it was. Graphs with state
+    types of their own need no setting.
 
     `allowed_msgpack_modules` makes it stricter: only the safe types and the classes listed (as
-    classes, or as `(module, name)`) are built, None allows none, True is the default; the environment
+    classes, or as `(module, name)`) are built, None allows none, True is the default. What is listed
+    may run its own validators and constructor where its stored fields do not say all. The environment
     variable LANGGRAPH_STRICT_MSGPACK=true makes None the default. `allowed_json_modules` lists
     classes (as tuples of dotted path and name) to build from the JSON of old LangGraph releases
     beside the safe types.
 
-    Values come back as they were written, NaN, lone surrogates, integers of any size and dict keys of
-    any type included. As with LangGraph's serialiser, a tuple comes back as a list (but not as a
-    dict key or in a set), and an instance of a subclass of str, int, list or dict as its base class.
+    Values come back as they were written, of the same types: NaN, lone surrogates, integers of any
+    size, dict keys of any type, tuples, exceptions and subclasses of Python's own types included. Only
+    a bytearray inside another value comes back as bytes. The rest is refused with EncodeError.
     """
 
     def __init__(
@@ -73,9 +75,9 @@ class SafeSerializer(JsonPlusSerializer):
         """
         if obj is None:
             return "null", b""
-        if isinstance(obj, bytes):
+        if type(obj) is bytes:
             return "bytes", obj
-        if isinstance(obj, bytearray):
+        if type(obj) is bytearray:
             return "bytearray", bytes(obj)
         return "msgpack", encode(obj)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import deque
+from collections import defaultdict, deque
 from enum import Enum
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel
 
 
-def same(left: Any, right: Any, *, tuples: bool = False) -> bool:
-    """Whether two values cannot be told apart; a tuple counts as a list unless `tuples` is true."""
+def same(left: Any, right: Any, *, tuples: bool = True) -> bool:
+    """Whether two values cannot be told apart; without `tuples` a tuple counts as a list."""
     return _form(left, tuples) == _form(right, tuples)
 
 
@@ -40,6 +40,10 @@ def _parts(value: Any, tuples: bool) -> Any:
         return tuple(_form(part, tuples) for part in value)
     if isinstance(value, deque):
         return value.maxlen, tuple(_form(part, tuples) for part in value)
+    if isinstance(value, BaseException):
+        return _form(value.args, tuples), _form(vars(value), tuples)
+    if isinstance(value, defaultdict):
+        return value.default_factory, _parts(dict(value), tuples)
     if isinstance(value, dict):
         return tuple((_form(key, True), _form(part, tuples)) for key, part in value.items())
     if isinstance(value, (set, frozenset)):

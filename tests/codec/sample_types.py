@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
@@ -269,6 +270,94 @@ class Password:
         return isinstance(other, Password) and other._value == self._value
 
     __hash__ = None  # type: ignore[assignment]
+
+
+# --- subclasses of Python's own types ---------------------------------------------------------
+
+
+class Text(str):
+    pass
+
+
+class Count(int):
+    pass
+
+
+class Ratio(float):
+    pass
+
+
+class Blob(bytes):
+    pass
+
+
+class Rows(list):  # type: ignore[type-arg]
+    pass
+
+
+class Table(dict):  # type: ignore[type-arg]
+    pass
+
+
+class Vector(tuple):  # type: ignore[type-arg]
+    pass
+
+
+def labelled(text: str, label: Any) -> Text:
+    """A text with an attribute of its own."""
+    made = Text(text)
+    made.label = label  # type: ignore[attr-defined]
+    return made
+
+
+class Failure(Exception):
+    """Its `__init__` takes other arguments than it keeps."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(f"{text}: {code}")
+        self.code = code
+
+
+# --- classes that run code when they are made -------------------------------------------------
+
+
+@dataclass
+class WithPostInit:
+    x: int
+    seen: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.index = {self.x: "x"}
+
+
+class WithPrivate(BaseModel):
+    x: int
+    _cache: dict[str, int] = PrivateAttr(default_factory=dict)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _seen: int = PrivateAttr(0)
+
+
+def private(x: int) -> WithPrivate:
+    """A model whose private attributes are not their defaults."""
+    made = WithPrivate(x=x)
+    made._cache["a"] = 1
+    made._seen = 3
+    return made
+
+
+class Factories(BaseModel):
+    names: list[str] = Field(default_factory=list)
+    made: str = Field(default_factory=lambda: "made")
+
+    @model_validator(mode="after")
+    def _check(self) -> Any:
+        return self
+
+
+class Holder(BaseModel):
+    """A field that may hold anything comes back with what it held."""
+
+    value: Any
 
 
 # --- canaries ---------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ any_message = st.one_of(
 @given(st.lists(any_message, max_size=3))
 def test_messages_are_what_langgraph_reads(value: list[BaseMessage]) -> None:
     written = OURS.dumps_typed(value)
-    assert written == THEIRS.dumps_typed(value)
+    if all(fast_messages.ORDINARY[type(message)](message.model_dump()) for message in value):
+        assert written == THEIRS.dumps_typed(value)
     ours, theirs = OURS.loads_typed(written), THEIRS.loads_typed(written)
     assert all(alike(one, other) for one, other in zip(ours, theirs, strict=True))
     assert ours == value

@@ -94,7 +94,7 @@ def test_format_1_is_readable(name: str) -> None:
     codec, value = cases()[name]
     reader = PLAIN if codec is LANGGRAPH else codec
     read = reader.decode(stored(name), AAD)
-    assert same(read, value)
+    assert same(read, value, tuples=codec is not LANGGRAPH)
 
 
 @pytest.mark.parametrize("name", [name for name in cases() if "sealed" not in name])

@@ -286,7 +286,7 @@ def test_a_value_that_cannot_be_rebuilt_keeps_its_data(caplog: pytest.LogCapture
     assert read(0, HERE, "Colour", "no such colour") == "no such colour"
     assert read(2, HERE, "Frozen", {"unknown": 1}) == {"unknown": 1}
     assert read(0, "uuid", "UUID", "not hexadecimal") == "not hexadecimal"
-    assert "its plain data is returned" in caplog.text
+    assert "Its plain data is returned" in caplog.text
 
 
 def test_the_looked_up_thing_must_be_the_class_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

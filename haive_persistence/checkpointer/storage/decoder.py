@@ -20,7 +20,7 @@ from haive_persistence.checkpointer.storage.message_cache import (
     message_key,
 )
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
-from haive_persistence.codec import Codec, SafeSerializer
+from haive_persistence.codec import Codec, SafeSerializer, unbuilt_count
 from haive_persistence.errors import DecodeError
 
 _CONTAINERS = frozenset({list, dict})
@@ -144,16 +144,19 @@ class Decoder:
 
     def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | CachedMessage:
         """Return the elements of a piece found as bytes; of a message read again, its cached form."""
+        before = unbuilt_count()
         elements: list[Any] = self._load(stored)
+        built = unbuilt_count() == before
         message: Any = elements[0] if len(elements) == 1 else None
         if type(message) not in MESSAGE_CLASSES:
             if self._is_new(no):
                 self._log.add_location(key_of("list", stored), no)
-            elif self._may_keep(no, stored, elements) and are_immutable(elements):
+            elif self._may_keep(no, stored, elements, built) and are_immutable(elements):
                 self._log.record_decoded(self._pieces, no, tuple(elements), _size(elements))
             return elements
         is_new = self._is_new(no)
-        original = None if is_new or not self._may_keep(no, stored, elements) else CachedMessage.of(message)
+        keep = not is_new and self._may_keep(no, stored, elements, built)
+        original = CachedMessage.of(message) if keep else None
         if original is not None:
             self._log.record_decoded(self._pieces, no, original, 3 * len(stored) + 1000)
             return original
@@ -179,14 +182,14 @@ class Decoder:
         met[no] = True
         return True
 
-    def _may_keep(self, no: int, stored: bytes, value: Any) -> bool:
-        """Whether a piece may stay decoded: asked once.
+    def _may_keep(self, no: int, stored: bytes, value: Any, built: bool) -> bool:
+        """True if a piece may stay decoded: asked once.
 
-        A class whose module is not loaded comes back as plain data, until the module is loaded.
+        What was left unbuilt (not `built`) must not: its class may be imported later.
         """
         met = self._log.cacheable_by_piece
         if met[no]:
-            met[no] = not self._is_safe or self._dump(value) == stored
+            met[no] = not self._is_safe or (built and self._dump(value) == stored)
         return met[no]
 
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
@@ -203,9 +206,11 @@ class Decoder:
         return out
 
     def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
+        before = unbuilt_count()
         entries: dict[str, Any] = self._load(stored)
+        built = unbuilt_count() == before
         if self._is_new(no):
             self._log.add_location(key_of("dict", stored), no)
-        elif self._may_keep(no, stored, entries) and are_immutable(entries.values()):
+        elif self._may_keep(no, stored, entries, built) and are_immutable(entries.values()):
             self._log.record_decoded(self._pieces, no, entries, _size(entries.values()))
         return entries

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
+from langgraph.checkpoint.serde.types import ERROR
+
 from haive_persistence.checkpointer.ids import decode_id, pack_uuids, unpack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.decoder import Decoder
@@ -310,10 +312,15 @@ def encode_write(encoder: Encoder, batch: Batch, write_no: int, now: int, new: N
     path = new.task_path
     node_path, other = (path, None) if path.startswith(_PULL) else (None, path)
     template = batch.intern("template", mf.pack([node_path, *(channel for channel, _ in new.writes)]))
-    manifests = [_encode(encoder, channel, value) for channel, value in new.writes]
+    manifests = [_encode(encoder, channel, _text_of_error(channel, value)) for channel, value in new.writes]
     time = now - id_time(new.checkpoint_id)
     numbers = write_no - batch.base, template - batch.base
     return mf.pack([FORMAT, *numbers, time, new.task_id, other, new.upsert, *manifests])
+
+
+def _text_of_error(channel: str, value: Any) -> Any:
+    """The text that LangGraph shows of a task's error: it does not expect the exception itself."""
+    return repr(value) if channel == ERROR and isinstance(value, BaseException) else value
 
 
 def open_write(no: int, checkpoint_id: bytes, data: bytes) -> Write:
