@@ -11,11 +11,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from haive_persistence.errors import ConfigError, InvalidIdentifierError
+from haive_persistence.masking import mask_secrets
 
 T = TypeVar("T")
+
+#: Stands for a connection string that was not passed: HAIVE_CONNECTION_STRING, or else the embedded Postgres.
+LEFT_OUT = "(left out)"
 
 LONGEST_WAIT_S = 1_000_000
 
@@ -28,10 +32,6 @@ PoolerMode = Literal["auto", "session", "transaction"]
 
 # Quoted wherever it is used; short enough that a role can be named after it (63 bytes).
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_PASSWORD = re.compile(
-    r"(?P<url>://[^:/@\s]*:)[^@\s]*(?=@)|(?P<word>\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]+)",
-    re.IGNORECASE,
-)
 _DURATIONS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 _SETTINGS = ("work_mem", "maintenance_work_mem", "effective_cache_size")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -146,8 +146,11 @@ class PersistenceConfig:
     Raises ConfigError for a value that cannot work.
     """
 
-    #: "postgresql://…" or "host=… dbname=…"; None is the embedded Postgres.
-    connection_string: str | None = _setting("connection_string", None)
+    #: "postgresql://…" or "host=… dbname=…"; SQLAlchemy's "postgresql+psycopg://…" will do too. Left out, or
+    #: None, is the embedded Postgres; None is taken for a variable that is not set, and warned of.
+    connection_string: str | None = LEFT_OUT
+    #: False refuses the embedded Postgres: without a connection string the configuration is an error.
+    embedded: bool = _setting("embedded", True, _boolean)
     #: The schema all tables live in. It need not be on the search_path.
     schema: str = _setting("schema", "haive")
     #: Whose rows are seen and written unless `for_tenant` says otherwise.
@@ -157,10 +160,11 @@ class PersistenceConfig:
     #: Set by HAIVE_ENCRYPTION_KEY too.
     encryption: EncryptionConfig | None = field(default_factory=_encryption_of_environment)
 
-    #: Connections kept open, per process and for async code per event loop.
-    pool_size: int = _setting("pool_size", 10, int)
+    #: Connections kept open, per process and for async code per event loop. If the server or the role allows
+    #: fewer than `pool_size + max_overflow`, callers share those that there are.
+    pool_size: int = _setting("pool_size", 5, int)
     #: Connections above `pool_size` that a burst may open; closed when they have been idle for seconds.
-    max_overflow: int = _setting("max_overflow", 10, int)
+    max_overflow: int = _setting("max_overflow", 5, int)
     #: Seconds to wait for a free connection, or for a server that restarts.
     pool_timeout: float = _setting("pool_timeout", 30.0, float)
     #: What stands between us and the server. "transaction": a pooler such as pgbouncer or
@@ -184,6 +188,8 @@ class PersistenceConfig:
 
     #: Directory of the embedded server; None is the user's data directory.
     data_dir: str | os.PathLike[str] | None = _setting("data_dir", None)  # noqa: RUF009
+    _none_was_passed: ClassVar[bool] = False  # set on the instance
+
     #: Settings the embedded server is started with, such as {"shared_buffers": "1GB"}.
     #: In HAIVE_EMBEDDED_SETTINGS they are separated by semicolons.
     embedded_settings: Mapping[str, str] = field(
@@ -191,6 +197,8 @@ class PersistenceConfig:
     )
 
     def __post_init__(self) -> None:
+        self._check_connection_string()
+        check_tenant(self.tenant)
         if not _is_schema(self.schema):
             raise ConfigError(
                 f"schema={self.schema!r}: use at most 40 letters, digits and underscores; not pg_ in front"
@@ -210,8 +218,9 @@ class PersistenceConfig:
             raise ConfigError(
                 f"encryption is a {type(self.encryption).__name__}: give an EncryptionConfig, or None"
             )
-        if type(self.echo_sql) is not bool:
-            raise ConfigError(f"echo_sql={self.echo_sql!r}: write True or False")
+        for name in ("echo_sql", "embedded"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: write True or False")
         for name in _DURATIONS:
             _check_duration(name, getattr(self, name))
         for name in _SETTINGS:
@@ -219,8 +228,10 @@ class PersistenceConfig:
                 raise ConfigError(
                     f'{name}={getattr(self, name)!r}: write it as Postgres does, such as "64MB"'
                 )
-        if not hasattr(self.embedded_settings, "items"):
+        if not _is_a(self.embedded_settings, Mapping):
             raise ConfigError(f"embedded_settings={self.embedded_settings!r}: give names and values")
+        if not _is_a(self.data_dir, str, os.PathLike, type(None)):
+            raise ConfigError(f"data_dir={self.data_dir!r}: give a path")
         if self.data_dir is not None and not os.fspath(self.data_dir):
             object.__setattr__(self, "data_dir", None)
         given = self.data_dir is not None and os.fspath(self.data_dir) != os.environ.get("HAIVE_DATA_DIR")
@@ -230,6 +241,11 @@ class PersistenceConfig:
                     "data_dir is the embedded server's: give it or a connection_string, not both"
                 )
             object.__setattr__(self, "connection_string", None)  # what is given wins over a variable
+        if self.connection_string is None and not self.embedded:
+            raise ConfigError(
+                "there is no connection string, and embedded=False refuses the embedded Postgres: is the "
+                "variable set that the connection string comes from?"
+            )
         if self.pooler not in ("auto", "session", "transaction"):
             raise ConfigError(f'pooler={self.pooler!r}: write "auto", "session" or "transaction"')
         if self.prepare_threshold not in (None, "auto") and not _is_count(self.prepare_threshold):
@@ -237,9 +253,31 @@ class PersistenceConfig:
                 f'prepare_threshold={self.prepare_threshold!r}: write "auto", None or 0 and more'
             )
 
+    def _check_connection_string(self) -> None:
+        given = self.connection_string
+        _check_text("connection_string", given)
+        # An explicit None is what os.environ.get() returns for a variable that is not set.
+        object.__setattr__(self, "_none_was_passed", given is None)
+        if given == LEFT_OUT:
+            object.__setattr__(self, "connection_string", os.environ.get("HAIVE_CONNECTION_STRING") or None)
+
+    @property
+    def embedded_by_none(self) -> bool:
+        """True if the embedded Postgres is used because None was passed as the connection string."""
+        return self.connection_string is None and self._none_was_passed and self.data_dir is None
+
+    @property
+    def masked_connection_string(self) -> str:
+        """Where the data is, without secrets, to be shown."""
+        if self.connection_string is None:
+            return "embedded"
+        return mask_secrets(self.connection_string)
+
     def __repr__(self) -> str:
-        parts = (f"{f.name}={_mask(getattr(self, f.name))!r}" for f in fields(self))
-        return f"PersistenceConfig({', '.join(parts)})"
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.connection_string is not None:
+            shown["connection_string"] = self.masked_connection_string
+        return f"PersistenceConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def session_settings(self) -> dict[str, str]:
         """The Postgres settings asked for, as name and value."""
@@ -251,6 +289,11 @@ class PersistenceConfig:
         if self.prepare_threshold != "auto":
             return self.prepare_threshold
         return None if pooled else 0
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise ConfigError(f"{name} is a {type(value).__name__}: give text, or leave it out")
 
 
 def check_tenant(tenant: object) -> str:
@@ -274,6 +317,10 @@ def _is_schema(name: object) -> bool:
     return not name.lower().startswith("pg_") and name != "information_schema"
 
 
+def _is_a(value: object, *types: type) -> bool:
+    return isinstance(value, types)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -292,9 +339,3 @@ def _guc(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{math.ceil(value * 1000)}ms"  # 0 is no limit at all: what is above it must not become 0
-
-
-def _mask(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return _PASSWORD.sub(lambda match: f"{match['url'] or match['word']}***", value)

@@ -5,8 +5,12 @@
     ├── InvalidInputError             invalid_input   ValueError
     │   └── InvalidIdentifierError    invalid_id      ValueError
     ├── NotFoundError                 not_found       KeyError
+    ├── ClosedError                   closed          RuntimeError
     ├── DatabaseError                 database
     │   ├── UnavailableError          unavailable     ConnectionError
+    │   │   ├── LoginError            login           (wrong user or password)
+    │   │   ├── NoDatabaseError       no_database
+    │   │   └── TooManyConnectionsError  too_many_connections
     │   ├── AmbiguousCommitError      ambiguous_commit
     │   ├── ConflictError             conflict
     │   └── TimedOutError             timeout         TimeoutError
@@ -22,6 +26,9 @@
 
 `code` is stable and append-only: programs may test it, texts may change. Errors of the
 database keep its SQLSTATE in `sqlstate` and are chained to the driver's own error.
+
+`error.is_transient` tells a retry loop whether the same call may succeed later, with nothing changed:
+an outage, too many connections, a conflict, a timeout. Read the data back after AmbiguousCommitError first.
 """
 
 from __future__ import annotations
@@ -33,6 +40,8 @@ class PersistenceError(Exception):
     """Something this package could not do; the text says what to do next."""
 
     code: ClassVar[str] = "persistence"
+    is_transient: ClassVar[bool] = False
+    """True if the same call may succeed later, with nothing changed."""
 
 
 class ConfigError(PersistenceError, ValueError):
@@ -62,6 +71,18 @@ class NotFoundError(PersistenceError, KeyError):
         return str(self.args[0]) if self.args else self.code
 
 
+class ClosedError(PersistenceError, RuntimeError):
+    """The database was closed; make a new one."""
+
+    code = "closed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Database was closed, and with it every saver, store and tenant's view that uses it: make a "
+            "new one, or close it later"
+        )
+
+
 class DatabaseError(PersistenceError):
     """Postgres refused a statement. `sqlstate` is its five-letter code, or None."""
 
@@ -76,10 +97,31 @@ class UnavailableError(DatabaseError, ConnectionError):
     """The server cannot be reached, or the connection died before anything happened."""
 
     code = "unavailable"
+    is_transient = True
+
+
+class LoginError(UnavailableError):
+    """The server refuses the user, the password or the certificate. Trying again does not help."""
+
+    code = "login"
+    is_transient = False
+
+
+class NoDatabaseError(UnavailableError):
+    """The server has no database of this name. Trying again does not help."""
+
+    code = "no_database"
+    is_transient = False
+
+
+class TooManyConnectionsError(UnavailableError):
+    """The server, the role or the pooler allows no more connections; try again, or lower `pool_size`."""
+
+    code = "too_many_connections"
 
 
 class AmbiguousCommitError(DatabaseError):
-    """The connection died after COMMIT was sent: the work may or may not have been kept.
+    """The connection died after COMMIT was sent: the work may or may not have been committed.
 
     Read the data back before you try again.
     """
@@ -91,12 +133,14 @@ class ConflictError(DatabaseError):
     """Another writer changed the same rows at the same time; try again."""
 
     code = "conflict"
+    is_transient = True
 
 
 class TimedOutError(DatabaseError, TimeoutError):
     """A statement, a lock or the wait for a connection took longer than configured."""
 
     code = "timeout"
+    is_transient = True
 
 
 class MigrationError(PersistenceError):

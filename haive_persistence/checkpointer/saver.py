@@ -29,7 +29,7 @@ from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.codec import SafeSerializer
-from haive_persistence.config import EncryptionConfig, PersistenceConfig
+from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
@@ -123,7 +123,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     Args:
         store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
-            string, a `PersistenceConfig`, or None for the embedded Postgres.
+            string, or a `PersistenceConfig`. Left out: HAIVE_CONNECTION_STRING, or the embedded Postgres.
         config: Compression, encryption and memory.
         serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
             and constructs data types only.
@@ -134,7 +134,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def __init__(
         self,
-        store: HasDatabase | Database | PersistenceConfig | str | None = None,
+        store: HasDatabase | Database | PersistenceConfig | str | None = LEFT_OUT,
         *,
         config: CheckpointConfig | None = None,
         serde: SerializerProtocol | None = None,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import weakref
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from haive_persistence.config import EncryptionConfig, PersistenceConfig, check_tenant
+from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig, check_tenant
 from haive_persistence.db import fork_safety
 from haive_persistence.db.hooks import StatementHook, log_round_trip
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries, load_queries
-from haive_persistence.errors import ConfigError
+from haive_persistence.errors import ClosedError, ConfigError
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -33,12 +34,20 @@ class Database:
     configuration therefore come from the first use; `setup()` makes it now.
     """
 
-    def __init__(self, config: PersistenceConfig | str | None = None) -> None:
-        if not isinstance(config, PersistenceConfig):
-            config = PersistenceConfig() if config is None else PersistenceConfig(connection_string=config)
+    def __init__(self, config: PersistenceConfig | str | None = LEFT_OUT) -> None:
+        """`config` is the settings, or a connection string alone; left out, they come from HAIVE_ variables.
+
+        None is taken for a variable that is not set: without HAIVE_CONNECTION_STRING it is the embedded
+        Postgres, which is warned of. Raises ConfigError.
+        """
+        config = _read_config(config)
         self._core = _Core(config)
         self._tenant = check_tenant(config.tenant)
         self._encryption = config.encryption
+
+    def __repr__(self) -> str:
+        where = self.config.masked_connection_string
+        return f"<Database {where!r} schema={self.schema!r} tenant={self.tenant!r}>"
 
     @property
     def config(self) -> PersistenceConfig:
@@ -138,16 +147,30 @@ class Database:
         return advisory_lock(self._core.server.connect, f"{self.schema}.{what}")
 
     def close(self) -> None:
-        """Close all connections and let go of the embedded server, for every tenant's view.
+        """Close the database for good, for all who share it: tenants' views, savers and stores on it.
 
-        Work in progress ends undisturbed. Closing twice does no harm; using the database again
-        opens it again.
+        Their later calls raise ClosedError; work in progress ends undisturbed. Closing twice does no harm. A
+        saver or store that was made on a Database leaves it open when it is closed itself; one that made its
+        own closes it. The embedded server is stopped by the last process that uses it.
         """
         self._core.close()
 
     async def aclose(self) -> None:
         """`close()` for code under an event loop."""
         await asyncio.to_thread(self._core.close)
+
+
+def _read_config(given: object) -> PersistenceConfig:
+    if given is None:
+        given = os.environ.get("HAIVE_CONNECTION_STRING") or None
+    if given is None or isinstance(given, str):
+        return PersistenceConfig(connection_string=given)
+    if isinstance(given, PersistenceConfig):
+        return given
+    raise ConfigError(
+        f"a Database is made from a PersistenceConfig or a connection string, not from a "
+        f"{type(given).__name__}: write Database(PersistenceConfig(connection_string=…))"
+    )
 
 
 class _Core:
@@ -159,6 +182,7 @@ class _Core:
         self._lock = threading.RLock()
         self._server: Server | None = None
         self._pools: Pools | None = None
+        self._closed = False
         _cores.add(self)
         fork_safety.register(self)
 
@@ -168,6 +192,7 @@ class _Core:
     @property
     def server(self) -> Server:
         with self._lock:
+            self._check_open()
             if self._server is None:
                 from haive_persistence.db.server import (
                     Server,  # with it comes the driver, 50 ms that can wait
@@ -179,17 +204,25 @@ class _Core:
     @property
     def pools(self) -> Pools:
         with self._lock:
+            self._check_open()
             if self._pools is None:
                 from haive_persistence.db.pools import Pools
 
                 self._pools = Pools(self.server)
             return self._pools
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError
+
     def close(self) -> None:
-        if self._pools is not None:
-            self._pools.close()
-        if self._server is not None:
-            self._server.close()
+        with self._lock:
+            self._closed = True
+            pools, server = self._pools, self._server
+        if pools is not None:
+            pools.close()
+        if server is not None:
+            server.close()
 
 
 _cores: weakref.WeakSet[_Core] = weakref.WeakSet()

@@ -302,7 +302,7 @@ class PipelinedConnection:
         """What is known after a failure.
 
         The server answers in order and commits last. An error it sent for anything before the
-        commit therefore means that nothing was kept, even if the connection is gone after it.
+        commit therefore means that nothing was committed, even if the connection is gone after it.
         """
         at, bad = next(((i, r) for i, r in enumerate(results) if r.status == _FATAL), (0, None))
         if bad is None:

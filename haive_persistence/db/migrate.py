@@ -280,5 +280,5 @@ def _explained(migration: Migration) -> Generator[None]:
         ) from error
     except psycopg.Error as error:
         raise MigrationError(
-            f"{migration} failed: {error}\nNothing of it was kept unless it says so."
+            f"{migration} failed: {error}\nNothing of it was committed unless it says so."
         ) from error

@@ -40,6 +40,10 @@ _BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 # -- pools --------------------------------------------------------------------------------------
 
 
+class _Refused(Exception):
+    """The server allows no more connections; the slot was given back."""
+
+
 class Pool(ABC):
     """What both pools share: the way to a connection that works."""
 
@@ -57,15 +61,17 @@ class Pool(ABC):
         server cannot be reached for as long.
         """
         connection = self.slots.idle()
-        if connection is None:
-            connection = await self._wait()
         if connection is not None and connection.alive():
             return connection
-        try:
-            return await self._open(connection)
-        except BaseException:
-            self.slots.release(None)
-            raise
+        give_up = time.monotonic() + self._server.config.pool_timeout
+        if connection is None:
+            connection = await self._wait(give_up)
+        while connection is None or not connection.alive():
+            opened = await self._open_or_leave(connection, give_up)
+            if opened is not None:
+                return opened
+            connection = await self._wait(give_up)
+        return connection
 
     def release(self, connection: PipelinedConnection) -> None:
         """Take a connection back; one that is not in order is closed."""
@@ -75,16 +81,29 @@ class Pool(ABC):
             connection.close()
             self.slots.release(None)
 
-    async def _open(self, dead: PipelinedConnection | None) -> PipelinedConnection:
+    async def _open_or_leave(
+        self, dead: PipelinedConnection | None, give_up: float
+    ) -> PipelinedConnection | None:
+        """A new connection; None if the server allows no more of them, and the slot was given back."""
         if dead is not None:
             dead.close()
-        give_up = time.monotonic() + self._server.config.pool_timeout
+        try:
+            return await self._open(give_up)
+        except _Refused:
+            return None
+        except BaseException:
+            self.slots.release(None)
+            raise
+
+    async def _open(self, give_up: float) -> PipelinedConnection:
         for pause in chain(_BACKOFF_S, repeat(_BACKOFF_S[-1])):
             if pause:
                 await self.sleep(pause)
             try:
                 return await self._set_up(await self._connect())
             except psycopg.Error as error:
+                if error_mapping.is_refused_for_number(error) and self.slots.refused():
+                    raise _Refused from error
                 if error_mapping.is_permanent(error) or time.monotonic() > give_up:
                     raise error_mapping.unreachable(error) from error
             await self._revive()
@@ -99,10 +118,11 @@ class Pool(ABC):
         return connection
 
     def _exhausted(self) -> TimedOutError:
-        config = self._server.config
+        seconds = self._server.config.pool_timeout
         return TimedOutError(
-            f"all {config.pool_size + config.max_overflow} connections have been busy for "
-            f"{config.pool_timeout:g} s: raise pool_size or max_overflow, or look for transactions left open"
+            f"all {self.slots.open} connections have been busy for {seconds:g} s: raise pool_size or "
+            "max_overflow, or the limit of the server or the role if that is lower, or look for transactions "
+            "left open"
         )
 
     @abstractmethod
@@ -127,8 +147,8 @@ class Pool(ABC):
     async def _connect(self) -> PipelinedConnection: ...
 
     @abstractmethod
-    async def _wait(self) -> PipelinedConnection | None:
-        """A slot, sooner or later; its connection if it has one."""
+    async def _wait(self, give_up: float) -> PipelinedConnection | None:
+        """A slot, sooner or later; its connection if it has one. Raises TimedOutError at `give_up`."""
 
 
 # -- blocking -----------------------------------------------------------------------------------
@@ -178,12 +198,12 @@ class BlockingPool(Pool):
         conn = psycopg.Connection[Any].connect(self._server.conninfo(), autocommit=True)
         return PipelinedConnection(conn, self.plan.prepares_after)
 
-    async def _wait(self) -> PipelinedConnection | None:
+    async def _wait(self, give_up: float) -> PipelinedConnection | None:
         waiter = _WaitingThread()
         if self.slots.claim(waiter):
             return waiter.connection
         try:
-            in_time = waiter.wait(self._server.config.pool_timeout)
+            in_time = waiter.wait(max(0.0, give_up - time.monotonic()))
         except BaseException:  # Ctrl-C
             if not self.slots.cancel_wait(waiter):
                 self.slots.release(waiter.connection)
@@ -264,12 +284,12 @@ class AsyncPool(Pool):
         conn = await psycopg.AsyncConnection[Any].connect(self._server.conninfo(), autocommit=True)
         return PipelinedConnection(conn, self.plan.prepares_after)
 
-    async def _wait(self) -> PipelinedConnection | None:
+    async def _wait(self, give_up: float) -> PipelinedConnection | None:
         waiter = _WaitingTask()
         if self.slots.claim(waiter):
             return waiter.connection
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._server.config.pool_timeout, waiter.expire)
+        timer = loop.call_later(max(0.0, give_up - time.monotonic()), waiter.expire)
         try:
             await waiter.future
         except BaseException as error:

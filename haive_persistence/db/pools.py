@@ -9,6 +9,7 @@ from haive_persistence.db import fork_safety, session_setup
 from haive_persistence.db.pool import AsyncPool, BlockingPool
 from haive_persistence.db.server import Server
 from haive_persistence.db.session_setup import SessionPlan
+from haive_persistence.errors import ClosedError
 
 
 class Pools:
@@ -17,6 +18,7 @@ class Pools:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._plan: SessionPlan | None = None
+        self._closed = False
         self._reset()
         fork_safety.register(self)
 
@@ -32,6 +34,7 @@ class Pools:
     def plan(self, *, refresh: bool = False) -> SessionPlan:
         """How sessions are set up; finding out includes bringing the schema up to date."""
         with self._lock:
+            self._check_open()
             if self._plan is None or refresh:
                 self._plan = session_setup.prepare(self._server.connect, self._server.config)
             return self._plan
@@ -52,6 +55,7 @@ class Pools:
         loop = asyncio.get_running_loop()
         pool = self._loops.get(loop)
         if pool is None:
+            self._check_open()
             for other, of_other in list(self._loops.items()):
                 if other.is_closed():
                     self._forget(other, of_other)
@@ -59,6 +63,10 @@ class Pools:
         if not pool.is_open:
             await pool.open()
         return pool
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError
 
     def _forget(self, loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None:
         """Drop the pool of an event loop that has ended, or whose pool is another one by now."""
@@ -69,10 +77,10 @@ class Pools:
     def close(self) -> None:
         """Close all connections; those in use when they come back."""
         with self._lock:
+            self._closed = True
             pools = [self._blocking, *self._loops.values()]
             self._blocking = None
             self._loops = {}
-            self._plan = None
         for pool in pools:
             if pool is not None:
                 pool.slots.close()

@@ -241,7 +241,8 @@ class _Transaction(_Statements):
             pool.release(connection)
         if kind is None and self._failed is not None:
             raise DatabaseError(
-                "a statement of this transaction failed and the error was caught inside it; nothing was kept",
+                "a statement of this transaction failed and the error was caught inside it; "
+                "nothing was committed",
                 sqlstate=self._failed.error.sqlstate,
             ) from self._failed.error
 
@@ -255,10 +256,10 @@ class _Transaction(_Statements):
 
 
 def _undone(failed: ExchangeFailure) -> DatabaseError:
-    """Ours for what ended a transaction before COMMIT: it is certain that nothing was kept."""
+    """Ours for what ended a transaction before COMMIT: it is certain that nothing was committed."""
     if failed.error.sqlstate is None:
         return UnavailableError(
-            "the connection was lost in the middle of a transaction; nothing of it was kept, run it again"
+            "the connection was lost in the middle of a transaction; nothing was committed, run it again"
         )
     return error_mapping.from_driver(failed.error)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -13,10 +16,19 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import error_mapping, fork_safety
-from haive_persistence.errors import EmbeddedServerError
+from haive_persistence.errors import ConfigError, EmbeddedServerError
+from haive_persistence.masking import mask_secrets
 
 if TYPE_CHECKING:
     from haive_persistence.db.embedded import EmbeddedServer
+
+
+logger = logging.getLogger("haive_persistence.embedded")
+
+# "postgresql+psycopg://" and the like: what SQLAlchemy adds for itself.
+_SQLALCHEMY = re.compile(r"\Apostgres(?:ql)?\+\w+://")
+
+_warned = False
 
 
 class Server:
@@ -79,7 +91,33 @@ class Server:
 
                 self._attached = embedded.attach(self.config.data_dir, self.config.embedded_settings)
                 self._on_attach()
+                if self.config.embedded_by_none:
+                    _warn_of_none(self._attached.root)
             return self._attached
+
+
+def _warn_of_none(directory: Path) -> None:
+    """Once: a variable that is not set must not send a service's data into a directory without a word."""
+    global _warned
+    if not _warned:
+        _warned = True
+        logger.warning(
+            "connection_string=None: the data goes to the embedded Postgres in %s. If the connection string "
+            "comes from a variable, set it; HAIVE_EMBEDDED=false makes this an error. Leave the argument out "
+            "if you mean the embedded Postgres.",
+            directory,
+        )
+
+
+def _check_parts(conninfo: str, given: Mapping[str, Any]) -> None:
+    """Notice a password that was taken for something else: libpq would show it in its errors."""
+    parts = [str(given.get(name) or "") for name in ("host", "dbname")]
+    ports = str(given.get("port") or "").replace(",", "")
+    if "://" in conninfo and (any("@" in part for part in parts) or (ports and not ports.isdecimal())):
+        raise ConfigError(
+            f"the connection string {mask_secrets(conninfo)!r} has a part that libpq takes for another: "
+            "write @ as %40, / as %2F, : as %3A, ? as %3F and # as %23 in the user name and the password"
+        )
 
 
 def with_defaults(conninfo: str, config: PersistenceConfig) -> str:
@@ -87,10 +125,12 @@ def with_defaults(conninfo: str, config: PersistenceConfig) -> str:
 
     Raises ConfigError if libpq cannot read it.
     """
+    conninfo = _SQLALCHEMY.sub("postgresql://", conninfo)
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        raise error_mapping.unreachable(error) from error
+        raise error_mapping.unreachable(error) from None  # its text quotes the connection string
+    _check_parts(conninfo, given)
     defaults: dict[str, str | int] = {
         "keepalives_idle": 30,
         "keepalives_interval": 10,

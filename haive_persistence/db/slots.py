@@ -14,6 +14,8 @@ from haive_persistence.db.exchange import PipelinedConnection
 MAX_LIFETIME_S = 3600.0
 MAX_IDLE_S = 300.0
 OVERFLOW_IDLE_S = 5.0
+#: Seconds in which no more connections are opened after the server refused one for their number.
+REFUSED_S = 5.0
 
 
 class Waiter(Protocol):
@@ -36,6 +38,7 @@ class Slots:
         self._idle: deque[PipelinedConnection] = deque()
         self._waiters: deque[Waiter] = deque()
         self._taken = 0
+        self._refused_until = 0.0
         self._closed = False
 
     def idle(self) -> PipelinedConnection | None:
@@ -51,10 +54,22 @@ class Slots:
         with self._lock:
             if self._idle:
                 waiter.connection = self._idle.pop()
-            elif self._taken + len(self._idle) >= self._limit:
+            elif self._taken >= self._limit or (self._taken and time.monotonic() < self._refused_until):
                 self._waiters.append(waiter)
                 return False
             self._taken += 1
+            return True
+
+    def refused(self) -> bool:
+        """Give back a slot that the server allows no connection for; False if it is the only one.
+
+        Whoever has it back waits for one of the others then, instead of asking the server again.
+        """
+        with self._lock:
+            self._refused_until = time.monotonic() + REFUSED_S
+            if self._taken + len(self._idle) <= 1:
+                return False
+            self._taken -= 1
             return True
 
     def cancel_wait(self, waiter: Waiter) -> bool:

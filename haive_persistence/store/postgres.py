@@ -10,7 +10,7 @@ from typing import Any
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
 from typing_extensions import Self
 
-from haive_persistence.config import PersistenceConfig
+from haive_persistence.config import LEFT_OUT, PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError
@@ -34,7 +34,7 @@ class PostgresStore(BaseStore):
     refused.
 
     Args:
-        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or None for the embedded
+        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or nothing for the embedded
             Postgres.
         index: What to search by meaning: {"dims": 1536, "embed": <LangChain Embeddings or function>,
             "fields": ["text"]}, and optionally "distance_type" and "ann_index_config", as
@@ -53,7 +53,7 @@ class PostgresStore(BaseStore):
 
     def __init__(
         self,
-        conn: Database | PersistenceConfig | str | None = None,
+        conn: Database | PersistenceConfig | str | None = LEFT_OUT,
         *,
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,

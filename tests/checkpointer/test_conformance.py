@@ -72,10 +72,7 @@ def results(request: pytest.FixtureRequest, database: Database) -> dict[str, Any
         yield BlockingSide(saver) if request.param == "blocking" else saver
 
     async def run() -> dict[str, Any]:
-        try:
-            return dict((await validate(registered)).results)
-        finally:
-            await database.aclose()
+        return dict((await validate(registered)).results)
 
     return asyncio.run(run())
 

@@ -249,7 +249,6 @@ async def test_async_graphs_on_the_same_object(database: Database) -> None:
     await app.ainvoke({"messages": [HumanMessage("async")]}, CONFIG)
     assert len((await app.aget_state(CONFIG)).values["messages"]) == 12
     assert len([s async for s in app.aget_state_history(CONFIG)]) == len(list(app.get_state_history(CONFIG)))
-    await database.aclose()
 
 
 class Rebuilt(TypedDict, total=False):

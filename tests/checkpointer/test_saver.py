@@ -873,7 +873,6 @@ from haive_persistence.checkpointer import Checkpointer
 from tests.builders import store
 saver = Checkpointer(sys.argv[1])
 config = store(saver, {"n": 0})
-saver.close()
 child = ctypes.PyDLL(None).fork() == 0
 who = "child" if child else "parent"
 if not child:

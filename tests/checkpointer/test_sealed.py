@@ -73,11 +73,11 @@ def test_a_backup_restored_under_processes_that_run(
 
     if how == "TEMPLATE":
         name = conninfo_to_dict(empty_dsn)["dbname"]
+        hang_up = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s"
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
-            database.close()
+            admin.execute(hang_up, (name,))  # a template may have no sessions
             admin.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
             go_on()
-            database.close()
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
             admin.execute(f"ALTER DATABASE {name}_backup RENAME TO {name}".encode())
     else:

@@ -11,7 +11,7 @@ import pytest
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, run_sync
-from haive_persistence.errors import ConfigError
+from haive_persistence.errors import ConfigError, InvalidIdentifierError
 from tests.db.helpers import ONE
 
 SESSION = {
@@ -56,6 +56,7 @@ def test_seed_reads_as_printed() -> None:
     ("name", "text", "value"),
     [
         ("connection_string", "postgresql://h/d", "postgresql://h/d"),
+        ("embedded", "yes", True),
         ("schema", "other", "other"),
         ("tenant", "me", "me"),
         ("pool_size", "3", 3),
@@ -135,6 +136,15 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         "host=h password=s3cret dbname=d",
         "host=h password = 's3cret \\' word' dbname=d",
         "postgresql://host/db?user=me&password=s3cret&x=1",
+        "postgresql://me:s3cr@t/s3cret@host/db",
+        "postgresql://me@corp:s3cret@host/db",
+        "postgresql+psycopg://me:s3cret@host/db",
+        "postgresql://host/db?user=me&pass%77ord=s3cret",
+        "postgresql://host/db?PASSWORD=s3cret",
+        "host=h password=a\\ s3cret dbname=d",
+        "host=h password=a&s3cret dbname=d",
+        "host=h password = 'a\n s3cret' dbname=d",
+        "host=h password='a s3cret",
     ],
 )
 def test_repr_shows_no_password(secret: str) -> None:
@@ -234,6 +244,11 @@ def test_a_data_dir_that_is_given_wins_over_a_server_in_a_variable(monkeypatch: 
         {"schema": "information_schema"},
         {"echo_sql": "no"},
         {"embedded_settings": None},
+        {"embedded_settings": "a=1"},
+        {"data_dir": 7},
+        {"connection_string": b"host=h"},
+        {"connection_string": {"host": "h"}},
+        {"embedded": "no"},
     ],
     ids=str,
 )
@@ -254,3 +269,45 @@ def test_a_wait_without_an_end_is_refused(seconds: float) -> None:
 
 def test_the_password_of_a_key_is_not_shown() -> None:
     assert "secret" not in repr(PersistenceConfig(connection_string="host=h sslpassword=secret"))
+
+
+@pytest.mark.parametrize("tenant", [7, None, "", "a\0b", "\ud800", "x" * 256])
+def test_a_tenant_that_cannot_be_is_refused(tenant: Any) -> None:
+    with pytest.raises(InvalidIdentifierError, match="tenant"):
+        PersistenceConfig(tenant=tenant)
+
+
+@pytest.mark.parametrize("given", [{"connection_string": "host=h"}, 7, b"host=h", ["host=h"]])
+def test_database_of_what_is_no_config_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=type(given).__name__):
+        Database(given)
+
+
+def test_embedded_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="embedded"):
+        PersistenceConfig(embedded=False)
+    assert PersistenceConfig(embedded=False, connection_string="host=h").connection_string == "host=h"
+    monkeypatch.setenv("HAIVE_EMBEDDED", "false")
+    with pytest.raises(ConfigError, match="embedded"):
+        Database(None)
+    monkeypatch.setenv("HAIVE_CONNECTION_STRING", "host=h")
+    assert Database().config.connection_string == "host=h"
+
+
+def test_none_is_told_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PersistenceConfig(connection_string=None).embedded_by_none
+    assert Database(None).config.embedded_by_none
+    assert not PersistenceConfig().embedded_by_none
+    assert not Database().config.embedded_by_none
+    assert not PersistenceConfig(connection_string=None, data_dir="/there").embedded_by_none
+    monkeypatch.setenv("HAIVE_CONNECTION_STRING", "host=h")
+    assert Database(None).config.connection_string == "host=h"
+
+
+def test_database_shows_where_it_is_and_whose() -> None:
+    database = Database(PersistenceConfig(connection_string="postgresql://me:s3cret@host/db", schema="mine"))
+    shown = repr(database.for_tenant("acme"))
+    assert "s3cret" not in shown
+    assert "host/db" in shown
+    assert "schema='mine'" in shown
+    assert "tenant='acme'" in shown

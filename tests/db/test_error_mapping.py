@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
 from psycopg import Connection
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Db, Query, Statement, error_mapping, run_sync, session_setup
@@ -22,6 +24,9 @@ from haive_persistence.errors import (
     ConfigError,
     ConflictError,
     DatabaseError,
+    LoginError,
+    NoDatabaseError,
+    PersistenceError,
     TimedOutError,
     UnavailableError,
 )
@@ -333,3 +338,59 @@ def test_old_servers_are_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(session_setup, "OLDEST_SERVER", 990000)
     with pytest.raises(ConfigError, match="Postgres 99 or newer is needed"):
         Database(dsn).setup()
+
+
+# -- what a retry loop can tell -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_failures_to_connect_have_codes_of_their_own(
+    dsn: str, login: str, admin: Connection[Any], asynchronous: bool
+) -> None:
+    user = conninfo_to_dict(login)["user"]
+    cases = {
+        make_conninfo(login, password="wrong"): (LoginError, False),
+        make_conninfo(login, user="nobody_knows"): (LoginError, False),
+        make_conninfo(dsn, dbname="not_there"): (NoDatabaseError, False),
+        make_conninfo(dsn, host="127.0.0.1", port=1): (UnavailableError, True),
+    }
+    for given, (kind, transient) in cases.items():
+        with pytest.raises(UnavailableError) as caught:
+            if asynchronous:
+                asyncio.run(Database(given).asynchronous.fetch_one(Query("SELECT 1")))
+            else:
+                run_sync(Database(given).blocking.fetch_one(Query("SELECT 1")))
+        assert type(caught.value) is kind, given
+        assert caught.value.is_transient is transient
+    assert len({kind.code for kind, _ in cases.values()}) == 3
+    assert user
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "postgresql://me:s3cr@t/x@host/db",
+        "postgresql://me:a/s3cret@host/db",
+        "postgresql://me:a s3cret@host/db",
+        "postgresql://me:s3cret%zz@host/db",
+        "host=h password=a s3cret",
+        'host=h password=a "s3cret" b',
+        "mysql://me:s3cret@host/db",
+    ],
+)
+def test_an_error_about_a_connection_string_shows_no_password(secret: str) -> None:
+    with pytest.raises(PersistenceError) as caught:
+        Database(secret).setup()
+    assert isinstance(caught.value, ConfigError)
+    assert "s3cr" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+asyncpg", "postgres+psycopg2"])
+def test_connection_strings_of_sqlalchemy_will_do(dsn: str, scheme: str) -> None:
+    parts = conninfo_to_dict(dsn)
+    query = urlencode({name: value for name, value in parts.items() if name != "dbname"})
+    database = Database(f"{scheme}:///{parts['dbname']}?{query}")
+    assert run_sync(database.blocking.fetch_one(Query("SELECT current_database()::text"))) == (
+        parts["dbname"],
+    )
+    database.close()

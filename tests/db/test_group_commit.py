@@ -113,7 +113,6 @@ def test_tasks_share_round_trips(database: Database) -> None:
             )
         )
         database.hooks.clear()
-        await database.aclose()
         assert [r[0][0] for r in rows] == [f"{database.tenant}-{i}" for i in range(WRITERS)]
         return len(trips)
 
@@ -147,9 +146,7 @@ def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
         ]
         await asyncio.sleep(0)
         tasks[3].cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        await database.aclose()
-        return done
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     done = asyncio.run(main())
     assert isinstance(done[3], asyncio.CancelledError)

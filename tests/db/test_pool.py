@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from haive_persistence.db import Database, Query, run_sync, slots
 from haive_persistence.db.slots import Slots
-from haive_persistence.errors import TimedOutError
+from haive_persistence.errors import ClosedError, TimedOutError, TooManyConnectionsError
 from tests.builders import until
 from tests.db.helpers import MOMENTS, ONE, SLEEP, WHO, finish, in_process, reach
 
@@ -182,6 +182,53 @@ def test_connections_are_replaced_when_old_and_closed_when_idle(
     assert count_open(admin, tenant, 0) == 0
 
 
+# -- fewer connections than the pool wants -------------------------------------------------------
+
+
+@pytest.fixture
+def limited(admin: Connection[Any], login: str, _module_database: Database) -> str:
+    """The connection string of a login that may have three connections."""
+    user = psycopg.conninfo.conninfo_to_dict(login)["user"]
+    admin.execute(f"GRANT USAGE ON SCHEMA haive TO {user}")
+    admin.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA haive TO {user}")
+    admin.execute(f"ALTER ROLE {user} CONNECTION LIMIT 3")
+    return login
+
+
+def test_threads_share_what_the_server_allows(connected: Callable[..., Database], limited: str) -> None:
+    database = connected(connection_string=limited, pool_size=40, pool_timeout=20)
+    answers: list[Any] = []
+
+    def work() -> None:
+        answers.extend(run_sync(database.blocking.fetch_one(SLEEP, {"seconds": 0.02})) for _ in range(3))
+
+    threads = [threading.Thread(target=work) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 120
+    assert database._core.pools.blocking().slots.open <= 3
+
+
+async def test_tasks_share_what_the_server_allows(connected: Callable[..., Database], limited: str) -> None:
+    database = connected(connection_string=limited, pool_size=40, pool_timeout=20)
+    work = [database.asynchronous.fetch_one(SLEEP, {"seconds": 0.02}) for _ in range(120)]
+    assert len(await asyncio.gather(*work)) == 120
+
+
+def test_a_caller_that_others_leave_no_connection_says_so(
+    connected: Callable[..., Database], limited: str
+) -> None:
+    database = connected(connection_string=limited, pool_timeout=0.5)
+    run_sync(database.blocking.fetch_one(WHO))
+    with psycopg.connect(limited), psycopg.connect(limited):
+        other = connected(connection_string=limited, pool_timeout=0.5)
+        with pytest.raises(TooManyConnectionsError) as caught:
+            other.setup()
+        assert caught.value.is_transient
+
+
 # -- closing ------------------------------------------------------------------------------------
 
 
@@ -201,7 +248,25 @@ def test_close_ends_what_is_idle_and_lets_work_finish(
     busy.join()
     assert len(answers) == 1
     assert count_open(admin, tenant, 0) == 0
-    assert run_sync(database.blocking.fetch_one(ONE, {"a": "x", "b": 1})) == ("x", 1)
+
+
+async def test_a_closed_database_is_closed_for_every_view(connected: Callable[..., Database]) -> None:
+    used, unused = connected(), connected()
+    db, other = used.blocking, used.for_tenant("other")
+    run_sync(db.fetch_one(WHO))
+    used.close()
+    unused.close()
+    for use in (
+        lambda: run_sync(db.fetch_one(WHO)),
+        lambda: run_sync(other.blocking.fetch_one(WHO)),
+        used.setup,
+        used.connect,
+        unused.setup,
+    ):
+        with pytest.raises(ClosedError, match="make a new one"):
+            use()
+    with pytest.raises(ClosedError):
+        await other.asynchronous.fetch_one(WHO)
 
 
 async def test_aclose_ends_the_connections_of_the_loop(

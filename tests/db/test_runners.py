@@ -147,7 +147,7 @@ def test_transaction_rolls_back_what_raises(run: Run, tenant: str) -> None:
 
 def test_transaction_with_a_swallowed_error_says_that_it_kept_nothing(run: Run, tenant: str) -> None:
     async def work(db: Db) -> None:
-        with pytest.raises(DatabaseError, match="nothing was kept") as caught:
+        with pytest.raises(DatabaseError, match="nothing was committed") as caught:
             async with db.transaction() as tx:
                 await tx.execute(*add(tenant, "a"))
                 with pytest.raises(ConflictError):

@@ -15,7 +15,7 @@ from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.db.embedded import EmbeddedServer
-from haive_persistence.errors import ConfigError, MigrationError
+from haive_persistence.errors import ClosedError, ConfigError, MigrationError
 from haive_persistence.store import PostgresStore
 from tests.builders import LETTERS
 
@@ -52,8 +52,8 @@ def test_nothing_has_to_be_called(empty_dsn: str) -> None:
     assert store.database.schema == "other"
     store.close()
     store.close()
-    assert store.get(("n",), "k") is not None  # opens it again
-    store.close()
+    with pytest.raises(ClosedError):
+        store.get(("n",), "k")
 
 
 @pytest.mark.parametrize("schema", ["other", "Haive", "a_1"])
