@@ -96,7 +96,27 @@ class EncryptionConfig:
         default_factory=lambda: _several(os.environ.get("HAIVE_OLDER_ENCRYPTION_KEYS", ""))
     )
 
+    #: Top-level fields of the store's values that filters find by equality: a keyed hash of each is stored.
+    searchable_fields: Sequence[str] = ()
+    #: Top-level fields of the store's values that are stored in the clear too, for filters of every kind.
+    readable_fields: Sequence[str] = ()
+    #: Whether a store may have `index=`: vectors are stored in the clear, and tell much of their texts.
+    readable_embeddings: bool = False
+
     def __post_init__(self) -> None:
+        for name in ("searchable_fields", "readable_fields"):
+            fields_: object = getattr(self, name)
+            if not isinstance(fields_, list | tuple) or not all(
+                isinstance(field_, str) for field_ in fields_
+            ):
+                raise ConfigError(f'{name} is a sequence of names: write ("kind",) for one')
+            object.__setattr__(self, name, tuple(fields_))
+        if both := set(self.searchable_fields) & set(self.readable_fields):
+            raise ConfigError(
+                f"{sorted(both)[0]!r} is in readable_fields and in searchable_fields: choose one"
+            )
+        if type(self.readable_embeddings) is not bool:
+            raise ConfigError(f"readable_embeddings={self.readable_embeddings!r}: write True or False")
         older: object = self.older_encryption_keys
         if not isinstance(older, list | tuple):
             raise ConfigError("older_encryption_keys is a sequence of keys: write (key,) for one")

@@ -6,6 +6,7 @@ record to its table and row with it.
 """
 
 from haive_persistence.keys.data_keys import DataKeys, TenantKeys
+from haive_persistence.keys.names import NameSealer
 from haive_persistence.keys.sealing import Sealing, Sealings
 
-__all__ = ["DataKeys", "Sealing", "Sealings", "TenantKeys"]
+__all__ = ["DataKeys", "NameSealer", "Sealing", "Sealings", "TenantKeys"]

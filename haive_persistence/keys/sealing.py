@@ -64,10 +64,10 @@ class Sealing:
 
 
 class Sealings:
-    """Each tenant's `Sealing`, for one serialiser."""
+    """Each tenant's `Sealing`, for one serialiser (None if only bytes are sealed)."""
 
     def __init__(
-        self, data_keys: DataKeys, serde: SerializerProtocol, compression: str | None = "zstd"
+        self, data_keys: DataKeys, serde: SerializerProtocol | None = None, compression: str | None = "zstd"
     ) -> None:
         self.data_keys = data_keys
         self._codec = Codec(serde, compression=compression)

@@ -1,12 +1,11 @@
 """The store: LangGraph's `BaseStore` on Postgres.
 
-`postgres` is the class people use; `engine` is what it does. A batch of operations is checked and
-turned into statements by `batch` (with `keys`, `values`, `filters`), vector searches are followed
-through by `nearest`; `vectors` reads `index=` and `ground` makes the tables it needs.
+`postgres` is the class people use; `engine` is what it does. `batch` checks operations and sorts them by
+kind, `statements` makes SQL of them and results of the rows.
 """
 
+from haive_persistence._awaitable import SweeperHandle
+from haive_persistence.embedding import ANNIndexConfig, PostgresIndexConfig
 from haive_persistence.store.postgres import BlockingPostgresStore, PostgresStore
-from haive_persistence.store.settled import SweeperHandle
-from haive_persistence.store.vectors import ANNIndexConfig, PostgresIndexConfig
 
 __all__ = ["ANNIndexConfig", "BlockingPostgresStore", "PostgresIndexConfig", "PostgresStore", "SweeperHandle"]

@@ -1,8 +1,10 @@
-"""What a store does, written once for both ways of waiting."""
+"""The logic of a store, written once for blocking and asynchronous use."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -14,59 +16,101 @@ from langgraph.store.base import Op, Result
 from haive_persistence.db import Database, Db, Statement
 from haive_persistence.db.batching import Coalescer, KeyedLock
 from haive_persistence.db.sql import Queries
-from haive_persistence.errors import DatabaseError, MigrationError
-from haive_persistence.store.batch import Batch, Step, no_vectors
-from haive_persistence.store.nearest import LargeScopes, Nearest
-from haive_persistence.store.vectors import PostgresIndexConfig, VectorIndex, Vectors, read_index
+from haive_persistence.documents.items import ItemCodec, SealedItemCodec
+from haive_persistence.embedding import LargeScopes, PostgresIndexConfig, VectorIndex, Vectors, read_index
+from haive_persistence.errors import (
+    ConfigError,
+    DatabaseError,
+    MigrationError,
+    PlaintextRefusedError,
+    WrongKeyError,
+)
+from haive_persistence.keys import DataKeys, NameSealer, Sealing, Sealings
+from haive_persistence.store.batch import Batch
+from haive_persistence.store.statements import Statements, Step
 
 if TYPE_CHECKING:
-    from haive_persistence.store.ground import Ground
+    from haive_persistence.embedding.schema import VectorSchema
 
 logger = logging.getLogger("haive_persistence.store")
 
 #: Items deleted in one transaction of a sweep: some milliseconds of locks.
 _SWEPT_AT_ONCE = 1000
+#: Tenants whose engines a store remembers.
+_MAX_TENANTS = 10_000
+
+# SQLSTATEs of haive.check_data_key (0003_store.sql), and of a server or a role that may only read.
+_TENANT_IS_SEALED, _NO_SUCH_DATA_KEY = "HK001", "HK002"
+_READ_ONLY = ("25006", "42501")
 
 
-class Way(NamedTuple):
+class IoMode(NamedTuple):
     """How to wait: for the database, for the embedding model, and for what can only block."""
 
     db: Db
     embed: Callable[[Sequence[str], Sequence[str]], Awaitable[Vectors]]
-    aside: Callable[[Callable[[], object]], Awaitable[None]]
+    run_blocking: Callable[[Callable[[], object]], Awaitable[None]]
+
+
+class Shared:
+    """What the views of all tenants share: settings, keys, and what is known about the tables."""
+
+    def __init__(self, database: Database, index: PostgresIndexConfig | None) -> None:
+        encryption = database.encryption
+        if index and encryption is not None and not encryption.readable_embeddings:
+            raise ConfigError(
+                "index= stores vectors in the clear, and they tell much of their texts: to have them beside "
+                "sealed items, set EncryptionConfig(readable_embeddings=True)"
+            )
+        self.queries: Queries = database.queries("store")
+        self.index: VectorIndex | None = read_index(index) if index else None
+        self.vector_schema = _new_vector_schema(database, self.index) if self.index else None
+        self.large = LargeScopes()
+        self.sealings = Sealings(DataKeys(database.queries("keys"), encryption))
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def engine(self, database: Database) -> Engine:
+        """The engine of the database's tenant: the same for every view of it, for as long as it is in use."""
+        with self._lock:
+            engine = self._engines.get(database.tenant)
+            if engine is None:
+                engine = self._engines[database.tenant] = Engine(database, self)
+                if len(self._engines) > _MAX_TENANTS:
+                    self._engines.popitem(last=False)
+            self._engines.move_to_end(database.tenant)
+            return engine
 
 
 class Engine:
-    """The logic of `PostgresStore` over a `Way` of waiting."""
+    """One tenant's items, over an `IoMode`."""
 
-    def __init__(self, database: Database, index: PostgresIndexConfig | None) -> None:
+    def __init__(self, database: Database, shared: Shared) -> None:
         self._database = database
-        self._queries: Queries = database.queries("store")
-        self._index: VectorIndex | None = read_index(index) if index else None
-        self._ground = _ground(database, self._index) if self._index else None
-        self._large = LargeScopes()
+        self._shared = shared
+        self._queries = shared.queries
+        self._index = shared.index
+        self._vector_schema = shared.vector_schema
+        self._sealings = shared.sealings
+        self._encryption = shared.sealings.data_keys.encryption
+        self._sealed: tuple[Sealing, SealedItemCodec] | None = None
+        self._refreshes = True
         # What only reads by key, filter and name waits for no model and for nobody's lock.
         self._reads = Coalescer[Batch, list[Result]](self._run_together)
         self._ticks = Coalescer[Batch, list[Result]](self._run_in_turn)
         self._turns = KeyedLock()
-
-    def for_tenant(self, database: Database) -> Engine:
-        """The same engine for another tenant of its database; what is known about the tables stays known."""
-        other = Engine(database, None)
-        other._index, other._ground, other._large = self._index, self._ground, self._large
-        return other
 
     @property
     def embeddings(self) -> Any:
         return self._index.embedder.embeddings if self._index else None
 
     @cached_property
-    def blocking(self) -> Way:
-        return Way(self._database.blocking, self._embed_blocking, _here)
+    def blocking(self) -> IoMode:
+        return IoMode(self._database.blocking, self._embed_blocking, _here)
 
     @cached_property
-    def asynchronous(self) -> Way:
-        return Way(self._database.asynchronous, self._embed_async, _in_thread)
+    def asynchronous(self) -> IoMode:
+        return IoMode(self._database.asynchronous, self._embed_async, _in_thread)
 
     async def _embed_blocking(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
         assert self._index is not None
@@ -83,7 +127,7 @@ class Engine:
 
         `expired`: whether it sees items that are expired and not swept yet.
         """
-        batch = Batch(self._queries, self._database.tenant, self._index, expired)
+        batch = Batch(self._index, self._encryption, expired)
         batch.add(ops)
         return batch
 
@@ -103,76 +147,126 @@ class Engine:
         ends = list(accumulate(len(batch.results) for batch in batches))
         return [results[end - len(batch.results) : end] for batch, end in zip(batches, ends, strict=True)]
 
-    async def run(self, way: Way, batch: Batch) -> list[Result]:
+    async def run(self, io: IoMode, batch: Batch) -> list[Result]:
         """The results of a batch, in its order."""
-        aimed = await self._aimed(way) if batch.near or (self._index and any(batch.puts.values())) else None
-        stored, searched = await self._embed(way, batch)
-        if not batch.near or not aimed:
-            await _send(way.db, batch.reads() + batch.writes(stored, aimed))
-        else:
-            await self._search(way.db, batch, aimed, searched)
-            await _send(way.db, batch.writes(stored, aimed))
+        vectors = await self._embed(io, batch)
+        try:
+            await self._run(io, batch, vectors)
+        except (WrongKeyError, DatabaseError) as error:
+            if not await self._can_retry(io.db, batch, error):
+                raise
+            await self._run(io, batch, vectors)
         return batch.results
 
-    async def _embed(self, way: Way, batch: Batch) -> Vectors:
-        texts, queries = batch.texts()
-        return await way.embed(texts, queries) if texts or queries else no_vectors()
+    async def _can_retry(self, db: Db, batch: Batch, error: WrongKeyError | DatabaseError) -> bool:
+        """Learn from a refusal of the database. Raises PlaintextRefusedError if it was for want of a key."""
+        if isinstance(error, WrongKeyError):
+            return await self._sealings.refresh(db)
+        if error.sqlstate in (_TENANT_IS_SEALED, _NO_SUCH_DATA_KEY):
+            await self._sealings.refresh_to_write(db)
+            return error.sqlstate == _NO_SUCH_DATA_KEY
+        if error.sqlstate in _READ_ONLY and self._refreshes and not batch.puts:
+            self._refreshes = False
+            return True
+        return False
 
-    async def _search(
-        self, db: Db, batch: Batch, aimed: Queries, vectors: dict[str, Sequence[float]]
-    ) -> None:
-        """All reads of a batch; searches whose answer was not complete are asked again, together."""
-        assert self._index is not None
-        settings = Statement(self._queries["search_settings"], self._index.settings)
-        steps = batch.reads()
-        open_searches = [
-            Nearest(search, self._index, vectors[str(search.op.query)], aimed, batch.tenant, self._large)
-            for search in batch.near
-        ]
-        while open_searches:
-            statements = (
-                [step.statement for step in steps] + [settings] + [s.statement() for s in open_searches]
-            )
-            answers = await db.batch(statements, idempotent=True)
+    async def _run(self, io: IoMode, batch: Batch, vectors: Vectors) -> None:
+        needs_vectors = batch.near or (self._index and batch.writes)
+        vector_queries = await self._vector_queries(io) if needs_vectors else None
+        stored_as = await self._codec(io.db, batch)
+        if stored_as is None:
+            batch.answer_empty()
+            return
+        statements = Statements(
+            batch,
+            self._queries,
+            self._database.tenant,
+            *stored_as,
+            vector_queries=vector_queries,
+            refreshes=self._refreshes,
+        )
+        if batch.near:
+            await self._search(io.db, statements, vectors[1])
+            await _send(io.db, statements.writes(vectors[0]))
+        else:
+            await _send(io.db, statements.reads() + statements.writes(vectors[0]))
+
+    async def _embed(self, io: IoMode, batch: Batch) -> Vectors:
+        texts, queries = batch.texts()
+        return await io.embed(texts, queries) if texts or queries else ({}, {})
+
+    async def _search(self, db: Db, statements: Statements, vectors: dict[str, Sequence[float]]) -> None:
+        """All reads of a batch; searches whose answer was not complete are sent again, together."""
+        index = self._index
+        assert index is not None
+        settings = Statement(self._queries["search_settings"], index.settings)
+        steps = statements.reads()
+        opened = statements.open_searches(index, self._shared.large, vectors)
+        while opened:
+            sent = [*(step.statement for step in steps), settings, *map(statements.vector_search, opened)]
+            answers = await db.batch(sent, idempotent=True)
             for step, rows in zip(steps, answers, strict=False):
                 step.read(rows)
-            found = zip(open_searches, answers[len(steps) + 1 :], strict=True)
-            open_searches = [search for search, rows in found if not search.accept(rows, batch.results)]
+            answered = zip(opened, answers[len(steps) + 1 :], strict=True)
+            opened = [one for one, rows in answered if not statements.read_vector_search(index, one, rows)]
             steps = []
+
+    # -- encryption ---------------------------------------------------------------------------
+
+    async def _codec(self, db: Db, batch: Batch) -> tuple[ItemCodec, tuple[int, bytes] | None] | None:
+        """How this tenant's items are stored, and the data key that seals; None if there is no item."""
+        if self._encryption is None:
+            return _PLAIN, None
+        sealing = await (self._sealings.load_to_write(db) if batch.writes else self._sealings.load(db))
+        if sealing.key is None:
+            row = await db.fetch_one(self._queries["has_items"], {"tenant": db.tenant}, idempotent=True)
+            if row == (False,):
+                return None
+            raise _older_than_key(db.tenant)
+        return self._sealed_codec(sealing), sealing.key
+
+    def _sealed_codec(self, sealing: Sealing) -> SealedItemCodec:
+        if self._sealed is None or self._sealed[0] is not sealing:
+            assert self._encryption is not None
+            assert sealing.keys.index_key is not None
+            names = NameSealer(sealing.keys.index_key, self._database.tenant)
+            self._sealed = sealing, SealedItemCodec(sealing, names, self._encryption)
+        return self._sealed[1]
 
     # -- the tables ---------------------------------------------------------------------------
 
-    async def _aimed(self, way: Way) -> Queries:
+    async def _vector_queries(self, io: IoMode) -> Queries:
         """The queries for the vector table, which is made if it is not there."""
-        assert self._ground is not None
-        if self._ground.aimed is None and not await self._ground.is_ready(way.db):
+        schema = self._vector_schema
+        assert schema is not None
+        if schema.queries is None and not await schema.is_ready(io.db):
             try:
-                await way.aside(self._ground.make)
+                await io.run_blocking(schema.make)
             except (DatabaseError, MigrationError) as error:
-                if not await self._ground.is_ready(way.db, needs_index=False):
+                if not await schema.is_ready(io.db, needs_index=False):
                     raise
                 logger.warning("searching without an index, which setup() can build: %s", error)
             else:
-                await self._ground.is_ready(way.db)
-        if self._ground.aimed is None:
+                await schema.is_ready(io.db)
+        if schema.queries is None:
             raise MigrationError("the vector table was made and is gone again; call setup()")
-        return self._ground.aimed
+        return schema.queries
 
-    async def setup(self, way: Way) -> None:
+    async def setup(self, io: IoMode) -> None:
         """Make all that is missing, an index that first use would leave out included."""
-        await way.aside(self._database.setup)
-        if self._ground is not None:
-            await way.aside(self._ground.make)
-            await self._aimed(way)
+        await io.run_blocking(self._database.setup)
+        if self._vector_schema is not None:
+            await io.run_blocking(self._vector_schema.make)
+            await self._vector_queries(io)
 
     async def initialize(
-        self, way: Way, create_schema: bool, run_migrations: bool, check_version: bool
+        self, io: IoMode, create_schema: bool, run_migrations: bool, check_version: bool
     ) -> None:
         """`setup`, as far as it is allowed."""
         if create_schema and run_migrations:
-            await self.setup(way)
+            await self.setup(io)
         else:
-            await way.aside(lambda: self._inspect(create_schema, run_migrations, check_version))
+            await io.run_blocking(lambda: self._inspect(create_schema, run_migrations, check_version))
 
     def _inspect(self, create_schema: bool, run_migrations: bool, check_version: bool) -> None:
         from haive_persistence.db.migrate import migrations, pending, read_applied
@@ -195,20 +289,31 @@ class Engine:
 
     # -- expiry -------------------------------------------------------------------------------
 
-    async def sweep(self, way: Way) -> int:
+    async def sweep(self, io: IoMode) -> int:
         """Delete this tenant's expired items and return how many."""
         params = {"tenant": self._database.tenant, "limit": _SWEPT_AT_ONCE}
         deleted, last = 0, _SWEPT_AT_ONCE
         while last == _SWEPT_AT_ONCE:
-            last = await way.db.execute(self._queries["sweep_items"], params, idempotent=True)
+            last = await io.db.execute(self._queries["sweep_items"], params, idempotent=True)
             deleted += last
         return deleted
 
 
-def _ground(database: Database, index: VectorIndex) -> Ground:
-    from haive_persistence.store.ground import Ground  # with it comes the driver, 50 ms that can wait
+def _new_vector_schema(database: Database, index: VectorIndex) -> VectorSchema:
+    from haive_persistence.embedding.schema import (
+        VectorSchema,  # with it comes the driver, 50 ms that can wait
+    )
 
-    return Ground(database, index)
+    return VectorSchema(database, index)
+
+
+def _older_than_key(tenant: str) -> PlaintextRefusedError:
+    return PlaintextRefusedError(
+        f"tenant {tenant!r} has items that were written before it had a key: seal them with seal_existing()"
+    )
+
+
+_PLAIN = ItemCodec()
 
 
 async def _send(db: Db, steps: Sequence[Step]) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
 from typing_extensions import Self
 
+from haive_persistence._awaitable import Settled, SettledInt, SweeperHandle
 from haive_persistence.config import LEFT_OUT, PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.db.protocol import run_sync
+from haive_persistence.embedding import PostgresIndexConfig
 from haive_persistence.errors import ConfigError
 from haive_persistence.store.batch import Batch
-from haive_persistence.store.engine import Engine
-from haive_persistence.store.settled import Settled, SettledInt, SweeperHandle
+from haive_persistence.store.engine import Shared
 from haive_persistence.store.sweeper import Sweeper
-from haive_persistence.store.vectors import PostgresIndexConfig
 
 
 class PostgresStore(BaseStore):
@@ -63,7 +63,8 @@ class PostgresStore(BaseStore):
         self._owns_database = self._database is not conn
         self.index_config = index
         self.ttl_config = ttl
-        self._engine = Engine(self._database, index)
+        self._shared = Shared(self._database, index)
+        self._engine = self._shared.engine(self._database)
         self._sweeper = Sweeper()
         self._is_view = False
         self._sweepers = weakref.WeakSet([self._sweeper])  # those of views for tenants, too
@@ -108,7 +109,7 @@ class PostgresStore(BaseStore):
         other = copy.copy(self)
         other._database = self._database.for_tenant(tenant)
         other._owns_database = False
-        other._engine = self._engine.for_tenant(other._database)
+        other._engine = self._shared.engine(other._database)
         other._sweeper = Sweeper()
         other._is_view = True
         self._sweepers.add(other._sweeper)
@@ -152,7 +153,7 @@ class PostgresStore(BaseStore):
 
     async def aclose(self) -> None:
         """`close` that does not block."""
-        await self._engine.asynchronous.aside(self._stop_sweepers)
+        await self._engine.asynchronous.run_blocking(self._stop_sweepers)
         if self._owns_database:
             await self._database.aclose()
 

@@ -11,7 +11,7 @@ import threading
 import weakref
 from typing import Protocol
 
-from haive_persistence.store.settled import SweeperHandle
+from haive_persistence._awaitable import SweeperHandle
 
 logger = logging.getLogger("haive_persistence.store")
 

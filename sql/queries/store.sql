@@ -13,23 +13,13 @@
 -- Not expired, or the store was told to show what is expired and not swept yet.
 (i.expires_at IS NULL OR i.expires_at > now() OR %(expired)s)
 
--- name: get_items
--- The live items among those wanted; `no` is their place in the question.
--- LATERAL with OFFSET 0: one look into the primary key for each, whatever the planner believes of a
--- table that was filled a moment ago. A read never waits: a row that someone else holds is just
--- being refreshed or rewritten. Row addresses (ctid) are good within one statement.
-WITH found AS MATERIALIZED (
-    SELECT w.no, w.refresh, i.*
-    FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]), (SELECT %(refreshes)s::boolean[]))
-        WITH ORDINALITY AS w (namespace, key, refresh, no),
-    LATERAL (
-        SELECT i.ctid AS place, i.ttl_minutes, i.value, i.exact, i.created_at, i.updated_at
-        FROM haive.store_item i
-        WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
-          AND /* live */
-        OFFSET 0
-    ) i
-), held AS MATERIALIZED (
+-- part: columns
+-- The columns of a value, without the jsonb where another column has it.
+CASE WHEN exact_json IS NULL AND payload IS NULL THEN value END, exact_json, key_order, payload
+
+-- part: refreshed_gets
+-- Sets the time again at which the items expire whose reader asks for it, as far as no transaction holds them.
+, held AS MATERIALIZED (
     SELECT i.ctid AS place
     FROM found f JOIN haive.store_item i ON i.ctid = f.place
     WHERE i.tenant_id = %(tenant)s AND f.refresh AND f.ttl_minutes IS NOT NULL
@@ -38,11 +28,10 @@ WITH found AS MATERIALIZED (
     UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
     FROM held h WHERE i.tenant_id = %(tenant)s AND i.ctid = h.place
 )
-SELECT no, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at FROM found;
 
 -- part: refreshed
--- Sets the time anew at which what was found expires, as far as nobody holds it.
-held AS MATERIALIZED (
+-- The same for all items of a search.
+, held AS MATERIALIZED (
     SELECT i.ctid AS place
     FROM found f JOIN haive.store_item i ON i.ctid = f.place
     WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL
@@ -52,9 +41,31 @@ held AS MATERIALIZED (
     FROM held h WHERE i.tenant_id = %(tenant)s AND i.ctid = h.place
 )
 
+-- name: get_items
+-- slot: refreshing
+-- The live items among those wanted; `no` is their place in the question. `refreshing` is the part above, or nothing
+-- where this role or server may only read.
+-- LATERAL with OFFSET 0: one look into the primary key for each, whatever the planner believes of a
+-- table that was filled a moment ago. A read never waits: a row that someone else holds is just
+-- being refreshed or rewritten. Row addresses (ctid) are good within one statement.
+WITH found AS MATERIALIZED (
+    SELECT w.no, w.refresh, i.*
+    FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]), (SELECT %(refreshes)s::boolean[]))
+        WITH ORDINALITY AS w (namespace, key, refresh, no),
+    LATERAL (
+        SELECT i.ctid AS place, i.ttl_minutes, i.value, i.exact_json, i.key_order, i.payload, i.created_at, i.updated_at
+        FROM haive.store_item i
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
+          AND /* live */
+        OFFSET 0
+    ) i
+)/* refreshing */
+SELECT no, created_at, updated_at, /* columns */ FROM found;
+
 -- name: search_items
 -- slot: scope
 -- slot: filters
+-- slot: refreshing
 -- The newest live items of a scope. Sorted without their values, which would be copied along.
 WITH newest AS MATERIALIZED (
     SELECT i.ctid AS place, i.updated_at, i.namespace, i.key
@@ -70,8 +81,8 @@ WITH newest AS MATERIALIZED (
         WHERE i.tenant_id = %(tenant)s AND i.ctid = n.place
         OFFSET 0
     ) i
-), /* refreshed */
-SELECT namespace, key, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at
+)/* refreshing */
+SELECT namespace, key, created_at, updated_at, /* columns */
 FROM found
 ORDER BY updated_at DESC, namespace, key;
 
@@ -181,7 +192,9 @@ WHERE d.tenant_id = %(tenant)s AND d.ctid = i.place;
 -- Both puts end like this. An item that has expired is gone, swept or not: what takes its place is new.
 ON CONFLICT (tenant_id, namespace, key) DO UPDATE
 SET value = excluded.value,
-    exact = excluded.exact,
+    exact_json = excluded.exact_json,
+    key_order = excluded.key_order,
+    payload = excluded.payload,
     created_at = CASE WHEN old.expires_at <= excluded.updated_at THEN excluded.created_at ELSE old.created_at END,
     updated_at = excluded.updated_at,
     expires_at = excluded.expires_at,
@@ -190,26 +203,31 @@ SET value = excluded.value,
 -- name: put_item
 -- put_items for one, which is what most puts are; it saves an eighth of the time.
 INSERT INTO haive.store_item AS old
-    (tenant_id, namespace, key, created_at, updated_at, expires_at, ttl_minutes, value, exact)
-VALUES (
-    %(tenant)s, %(namespace)s, %(key)s, now(), now(),
-    now() + %(ttl)s::double precision * interval '1 minute', %(ttl)s::double precision,
-    %(value)s::jsonb, %(exact)s::bytea
-)
+    (tenant_id, namespace, key, created_at, updated_at, expires_at, ttl_minutes, value, exact_json, key_order, payload)
+SELECT %(tenant)s, %(namespace)s, %(key)s, now(), now(),
+       now() + %(ttl)s::double precision * interval '1 minute', %(ttl)s::double precision,
+       %(value)s::jsonb, %(exact_json)s::bytea, %(key_order)s::bytea, %(payload)s::bytea
+WHERE haive.check_data_key(%(tenant)s, %(key_no)s::integer, %(data_key)s::bytea)
 /* or_replace */;
 
 -- name: put_items
 -- New items, or new values of old ones. They arrive sorted, so that two batches cannot deadlock.
 INSERT INTO haive.store_item AS old
-    (tenant_id, namespace, key, created_at, updated_at, expires_at, ttl_minutes, value, exact)
+    (tenant_id, namespace, key, created_at, updated_at, expires_at, ttl_minutes, value, exact_json, key_order, payload)
 SELECT %(tenant)s, p.namespace, p.key, now(), now(), now() + p.ttl_minutes * interval '1 minute', p.ttl_minutes,
-       p.value, p.exact
+       p.value, p.exact_json, p.key_order, p.payload
 FROM ROWS FROM (
     unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]),
-           (SELECT %(ttls)s::double precision[]), (SELECT %(exacts)s::bytea[])),
+           (SELECT %(ttls)s::double precision[]), (SELECT %(exact_jsons)s::bytea[]),
+           (SELECT %(key_orders)s::bytea[]), (SELECT %(payloads)s::bytea[])),
     jsonb_array_elements((SELECT %(values)s::jsonb))
-) AS p (namespace, key, ttl_minutes, exact, value)
+) AS p (namespace, key, ttl_minutes, exact_json, key_order, payload, value)
+WHERE (SELECT haive.check_data_key(%(tenant)s, %(key_no)s::integer, %(data_key)s::bytea))
 /* or_replace */;
+
+-- name: has_items
+-- Whether the tenant has any item.
+SELECT EXISTS (SELECT FROM haive.store_item WHERE tenant_id = %(tenant)s);
 
 -- name: sweep_items
 -- Deletes some expired items; those that another sweeper or a writer holds are left to it.
@@ -238,6 +256,7 @@ SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- part: best
+-- slot: refreshing
 -- All three end like this: an item is as near as its nearest vector. The first row tells how
 -- many vectors the scope has and how many were ranked, also when nothing was found.
 best AS (
@@ -255,9 +274,8 @@ best AS (
         WHERE i.tenant_id = %(tenant)s AND i.namespace = b.namespace AND i.key = b.key
         OFFSET 0
     ) i
-), /* refreshed */
-SELECT told.vectors, told.ranked,
-       namespace, key, CASE WHEN exact IS NULL THEN value END, exact, created_at, updated_at, distance
+)/* refreshing */
+SELECT told.vectors, told.ranked, namespace, key, created_at, updated_at, /* columns */, distance
 FROM (SELECT (SELECT vectors FROM size) AS vectors, (SELECT count(*) FROM ranked) AS ranked) told
 LEFT JOIN found ON true
 ORDER BY distance, namespace, key;
@@ -269,7 +287,7 @@ ORDER BY distance, namespace, key;
 -- slot: filters
 -- The nearest items of a scope, every vector of it measured, unless it has more than `most`.
 -- Items are looked up in the order of distance, until there are enough. "+ 0" keeps the planner
--- from the index. A vector whose item was rewritten without it (put_at) counts no more.
+-- from the index. A vector whose item was rewritten without it (item_updated_at) counts no more.
 WITH size AS MATERIALIZED (
     SELECT count(*) AS vectors
     FROM (
@@ -280,7 +298,7 @@ WITH size AS MATERIALIZED (
 ), ranked AS MATERIALIZED (
     SELECT v.namespace, v.key, v.distance
     FROM (
-        SELECT v.namespace, v.key, v.put_at,
+        SELECT v.namespace, v.key, v.item_updated_at,
                (v.embedding OPERATOR(/* distance */) (SELECT %(query)s::/* vector_type */)) + 0 AS distance
         FROM haive./* vectors */ v
         WHERE (SELECT vectors FROM size) <= %(most)s::bigint
@@ -289,7 +307,7 @@ WITH size AS MATERIALIZED (
         LIMIT %(measure)s::bigint
     ) v, LATERAL (
         SELECT FROM haive.store_item i
-        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.item_updated_at
           AND /* live */ /* filters */
         OFFSET 0
     ) i
@@ -309,7 +327,7 @@ WITH size AS MATERIALIZED (
     SELECT v.namespace, v.key, v.embedding OPERATOR(/* distance */) %(query)s::/* vector_type */ AS distance
     FROM haive./* vectors */ v, LATERAL (
         SELECT FROM haive.store_item i
-        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.put_at
+        WHERE i.tenant_id = %(tenant)s AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.item_updated_at
           AND /* live */ /* filters */
         OFFSET 0
     ) i
@@ -332,7 +350,7 @@ WITH size AS MATERIALIZED (
     FROM haive.store_item i, LATERAL (
         SELECT (v.embedding OPERATOR(/* distance */) (SELECT %(query)s::/* vector_type */)) + 0 AS distance
         FROM haive./* vectors */ v
-        WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.put_at = i.updated_at
+        WHERE v.tenant_id = %(tenant)s AND v.namespace = i.namespace AND v.key = i.key AND v.item_updated_at = i.updated_at
         OFFSET 0
     ) v
     WHERE i.tenant_id = %(tenant)s AND i.namespace >= %(low)s AND i.namespace < %(high)s
@@ -358,7 +376,7 @@ WHERE d.tenant_id = %(tenant)s AND d.ctid = v.place;
 -- slot: vectors
 -- slot: vector_type
 -- now() is the updated_at of the items just put: they are written in the same transaction.
-INSERT INTO haive./* vectors */ (tenant_id, namespace, key, field, put_at, embedding)
+INSERT INTO haive./* vectors */ (tenant_id, namespace, key, field, item_updated_at, embedding)
 SELECT %(tenant)s, p.namespace, p.key, p.field, now(), p.embedding::/* vector_type */
 FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]),
             (SELECT %(fields)s::text[]), (SELECT %(embeddings)s::text[]))
@@ -380,10 +398,10 @@ CREATE EXTENSION IF NOT EXISTS vector;
 -- slot: vectors
 -- slot: vector_type
 -- slot: dims
--- One vector of one field of an item. `put_at` is the item's updated_at when it was made.
+-- One vector of one field of an item. `item_updated_at` is the item's updated_at when it was made.
 -- PLAIN keeps a vector that fits into a page with its row: an exact search reads them all.
 CREATE TABLE IF NOT EXISTS haive./* vectors */ (
-    put_at    timestamptz NOT NULL,
+    item_updated_at    timestamptz NOT NULL,
     tenant_id text COLLATE "C" NOT NULL,
     namespace text COLLATE "C" NOT NULL,
     key       text COLLATE "C" NOT NULL,

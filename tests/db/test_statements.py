@@ -15,7 +15,7 @@ from haive_persistence import PostgresStore
 from haive_persistence.checkpointer.statements import WriteStatements
 from haive_persistence.db import Database, load_queries
 from haive_persistence.db.sql import Queries, sql_root
-from haive_persistence.store.vectors import read_index
+from haive_persistence.embedding.config import read_index
 
 PLANNED = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 INDEXES = [
@@ -32,8 +32,11 @@ def filters(queries: Queries) -> list[str]:
 
 
 def store_texts(queries: Queries) -> Iterator[tuple[str, str]]:
-    for scope, filter_ in itertools.product(("", f"AND {queries.part('where_in_scope')}"), filters(queries)):
-        yield "search_items", queries.render("search_items", scope=scope, filters=filter_)
+    scopes, refreshing = ("", f"AND {queries.part('where_in_scope')}"), ("", queries.part("refreshed"))
+    for refresh in ("", queries.part("refreshed_gets")):
+        yield "get_items", queries.render("get_items", refreshing=refresh)
+    for scope, filter_, refresh in itertools.product(scopes, filters(queries), refreshing):
+        yield "search_items", queries.render("search_items", scope=scope, filters=filter_, refreshing=refresh)
     for index in map(read_index, INDEXES):
         filled = queries.fill(
             **index.slots("public"),
@@ -44,7 +47,8 @@ def store_texts(queries: Queries) -> Iterator[tuple[str, str]]:
             vectors_regclass=f"haive.{index.table}",
         )
         for name in ("search_exact", "search_near", "search_all"):
-            yield from ((name, filled.render(name, filters=filter_)) for filter_ in filters(queries))
+            for filter_, refresh in itertools.product(filters(queries), refreshing):
+                yield name, filled.render(name, filters=filter_, refreshing=refresh)
         yield from filled.items()
 
 

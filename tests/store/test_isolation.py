@@ -13,8 +13,10 @@ from langgraph.store.base import GetOp, PutOp, SearchOp
 from haive_persistence.db import Database, Query, Statement
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.db.schema_lint import distribution_findings, isolation_findings, upsert_findings
+from haive_persistence.documents.items import ItemCodec
+from haive_persistence.embedding import LargeScopes
 from haive_persistence.store import PostgresStore
-from haive_persistence.store.nearest import Nearest
+from haive_persistence.store.statements import Statements
 from tests.builders import LETTERS
 
 NAMES = ["a", "a_", "a%", "a.", "a.b", "", "A"]
@@ -103,23 +105,26 @@ def _explain(store: PostgresStore, statements: list[Statement]) -> str:
 
 
 def _steps(store: PostgresStore, ops: list[Any]) -> list[Statement]:
-    batch = store._engine.check(ops)
-    return [step.statement for step in batch.reads() + batch.writes({}, None)]
+    statements = _statements(store, ops)
+    return [step.statement for step in statements.reads() + statements.writes({})]
+
+
+def _statements(store: PostgresStore, ops: list[Any], queries: Any = None) -> Statements:
+    engine = store._engine
+    return Statements(
+        engine.check(ops), engine._queries, store.database.tenant, ItemCodec(), None, vector_queries=queries
+    )
 
 
 def _near(store: PostgresStore, way: str, **options: Any) -> list[Statement]:
     engine = store._engine
-    run_sync(engine._aimed(engine.blocking))
+    queries = run_sync(engine._vector_queries(engine.blocking))
     assert engine._index is not None
-    assert engine._ground is not None
-    assert engine._ground.aimed is not None
-    batch = engine.check([SearchOp(("u", "7"), query="text", **options)])
-    search = Nearest(
-        batch.near[0], engine._index, [1.0] * 27, engine._ground.aimed, batch.tenant, engine._large
-    )
-    search._way = way
+    statements = _statements(store, [SearchOp(("u", "7"), query="text", **options)], queries)
+    (opened,) = statements.open_searches(engine._index, LargeScopes(), {"text": [1.0] * 27})
+    opened.vectors.query = way
     settings = Statement(engine._queries["search_settings"], engine._index.settings)
-    return [settings, search.statement()]
+    return [settings, statements.vector_search(opened)]
 
 
 def test_gets_look_into_the_primary_key(planned: PostgresStore) -> None:

@@ -22,9 +22,9 @@ from langgraph.store.base import (
 from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
+from haive_persistence.documents.namespaces import MAX_ID_BYTES
 from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
-from haive_persistence.store import PostgresStore, batch
-from haive_persistence.store.keys import MAX_ID_BYTES
+from haive_persistence.store import PostgresStore, statements
 
 
 def test_put_get_delete(store: PostgresStore) -> None:
@@ -181,7 +181,7 @@ def test_more_than_one_statement_takes(
 ) -> None:
     """Postgres unpacks 256 MB of a batch at most."""
     store.put(("big",), "0", {"old": True})
-    monkeypatch.setattr(batch, "_PUT_AT_ONCE", 1000)
+    monkeypatch.setattr(statements, "_PUT_AT_ONCE", 1000)
     trips.clear()
     store.batch([PutOp(("big",), str(no), {"text": str(no) * (no * 30)}) for no in range(30)])
     assert len(trips) == 1

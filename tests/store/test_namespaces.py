@@ -15,9 +15,9 @@ from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp
 from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
+from haive_persistence.documents.namespaces import from_text, scope, to_text
 from haive_persistence.errors import InvalidInputError
 from haive_persistence.store import PostgresStore
-from haive_persistence.store.keys import from_text, scope, to_text
 
 LABELS = st.one_of(
     st.sampled_from(

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from psycopg.types.json import set_json_loads
 
 from haive_persistence.db import Database
+from haive_persistence.documents.values import comparable_json, decode, encode
 from haive_persistence.errors import EncodeError, InvalidInputError
 from haive_persistence.store import PostgresStore
-from haive_persistence.store.values import decode, encode, look_alike
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=[]), max_size=6)
 JSON = st.recursive(
@@ -76,15 +76,15 @@ def test_a_value_comes_back_exactly(store: PostgresStore, value: dict[str, Any])
 @given(OBJECTS)
 def test_encoding_loses_nothing(value: dict[str, Any]) -> None:
     encoded = encode(value)
-    if encoded.exact is not None:
-        assert same(decode(None, encoded.exact), value)
+    if encoded.exact_json is not None:
+        assert same(decode(None, encoded.exact_json), value)
     assert "\\u0000" not in encoded.value
     encoded.value.encode()
 
 
 @given(ANY_TEXT, ANY_TEXT)
 def test_different_texts_look_different(one: str, other: str) -> None:
-    assert (look_alike(one) == look_alike(other)) == (one == other)
+    assert (comparable_json(one) == comparable_json(other)) == (one == other)
 
 
 def test_the_common_value_is_kept_once(store: PostgresStore, sql: Callable[..., Any]) -> None:
@@ -92,7 +92,7 @@ def test_the_common_value_is_kept_once(store: PostgresStore, sql: Callable[..., 
         ("n",), "plain", {"text": "grün \U0001f600 \\u0000 e+", "n": 1.5, "deep": {"er": [1, None, True]}}
     )
     store.put(("n",), "awkward", AWKWARD)
-    kept = sql("SELECT key, exact IS NULL FROM haive.store_item WHERE tenant_id = %(tenant)s ORDER BY 1")
+    kept = sql("SELECT key, exact_json IS NULL FROM haive.store_item WHERE tenant_id = %(tenant)s ORDER BY 1")
     assert kept == [("awkward", False), ("plain", True)]
 
 

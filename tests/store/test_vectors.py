@@ -185,7 +185,7 @@ def cloud(
 ) -> PostgresStore:
     """The points, searched exactly, or by the index whatever the size of the scope."""
     if request.param == "by index":
-        monkeypatch.setattr("haive_persistence.store.nearest.EXACT_VECTORS", 10)
+        monkeypatch.setattr("haive_persistence.embedding.search.EXACT_VECTORS", 10)
     return PostgresStore(all_points.database, index=POINTS)
 
 
@@ -263,7 +263,7 @@ def test_how_often_a_search_asks(all_points: PostgresStore, monkeypatch: pytest.
         made.clear()
         store.batch([SearchOp(("cloud",), query="0 0 0") for _ in range(4)])
         assert len(made) == 1
-        monkeypatch.setattr("haive_persistence.store.nearest.EXACT_VECTORS", 10)
+        monkeypatch.setattr("haive_persistence.embedding.search.EXACT_VECTORS", 10)
         made.clear()
         store.search(("cloud",), query="0 0 0")
         assert len(made) == 2
@@ -492,7 +492,7 @@ def test_an_unfinished_index_is_built_again(database: Database, dsn: str, sql: S
 MANY_VECTORS = """
 INSERT INTO haive.store_item (tenant_id, namespace, key, value, created_at, updated_at)
 SELECT 'default', 'n.', i::text, '{}', now(), now() FROM generate_series(1, 3000) i;
-INSERT INTO haive.store_vector_20 (tenant_id, namespace, key, field, put_at, embedding)
+INSERT INTO haive.store_vector_20 (tenant_id, namespace, key, field, item_updated_at, embedding)
 SELECT 'default', 'n.', i::text, '$', now(),
        (SELECT array_agg(sin(i * j)::real) FROM generate_series(1, 20) j)::vector(20)
 FROM generate_series(1, 3000) i;

@@ -17,3 +17,8 @@ def _quoted(value: str) -> str:
     if "\\" in value or '"' in value:
         value = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + value + '"'  # not as a format string: a str enum shows its name there
+
+
+def bytea_array(values: Iterable[bytes | None]) -> str:
+    """The same of bytes."""
+    return text_array(None if value is None else f"\\x{value.hex()}" for value in values)

@@ -15,8 +15,8 @@ import psycopg
 
 from haive_persistence.db import Database, Db, error_mapping
 from haive_persistence.db.sql import Queries
+from haive_persistence.embedding.config import VectorIndex
 from haive_persistence.errors import ConfigError, MigrationError
-from haive_persistence.store.vectors import VectorIndex
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -27,7 +27,7 @@ logger = logging.getLogger("haive_persistence.store")
 OLDEST_PGVECTOR = (0, 8, 4)
 
 
-class Ground:
+class VectorSchema:
     """What is known about the vectors of one database."""
 
     def __init__(self, database: Database, index: VectorIndex) -> None:
@@ -35,12 +35,12 @@ class Ground:
         self._index = index
         self._queries = database.queries("store")
         self._names = {name: f'"{database.schema}"."{name}"' for name in (index.table, index.index)}
-        self._aimed: Queries | None = None
+        self._filled: Queries | None = None
 
     @property
-    def aimed(self) -> Queries | None:
+    def queries(self) -> Queries | None:
         """The store's queries for this index, once the table is known to be there."""
-        return self._aimed
+        return self._filled
 
     async def is_ready(self, db: Db, *, needs_index: bool = True) -> bool:
         """Look whether all is there (searches work without an index): one round trip."""
@@ -49,7 +49,7 @@ class Ground:
         if schema is None or not table or not (index or self._index.kind != "hnsw" or not needs_index):
             return False
         _check_version(version, self._index)
-        self._aimed = self._queries.fill(**self._index.slots(schema))
+        self._filled = self._queries.fill(**self._index.slots(schema))
         return True
 
     def make(self) -> None:
@@ -65,7 +65,7 @@ class Ground:
                     self._make(holder)
                 else:  # an index is built outside of any transaction
                     with self._database.connect(for_ddl=True) as conn:
-                        self._mend(conn)
+                        self._rebuild_index(conn)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
                 f"this login may not make the table {self._index.table} that index= needs; let the owner of "
@@ -85,7 +85,7 @@ class Ground:
         if not is_there:  # or another process was quicker
             self._create(conn, schema)
 
-    def _mend(self, conn: Connection[Any]) -> None:
+    def _rebuild_index(self, conn: Connection[Any]) -> None:
         """Make an index that is missing or was not finished."""
         schema, version, _, index = self._inspect(conn)
         assert schema is not None

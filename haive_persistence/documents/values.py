@@ -3,20 +3,22 @@
 A value is JSON: a dict with text keys, holding text, numbers, booleans, None, lists and dicts.
 It is kept as jsonb, which filters can look into. jsonb cannot hold everything Python's JSON can:
 it refuses NUL, NaN, infinities and lone surrogates, turns -0.0 into 0.0 and the float 1e16 into an
-integer. A value with such a part is kept twice: exactly, as JSON text, and as a jsonb look-alike
-that filters compare as they would compare the value itself.
+integer. A value with such a part is stored twice: exactly, as JSON text, and as comparable jsonb
+that filters compare as they would compare the value itself. jsonb sorts keys: their order is stored
+beside it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from haive_persistence.errors import EncodeError, InvalidInputError
 
-# Starts an escape in a look-alike; a code point that Unicode promises never to assign.
+# Starts an escape in comparable JSON; a code point that Unicode promises never to assign.
 _ESCAPE = "\ufdd0"
 # jsonb numbers reach 1e131071; Python's floats end at 1.8e308, and integers of more than 4300
 # digits cannot be written as text, so nothing but infinity is ever this large.
@@ -29,35 +31,125 @@ _write = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(
 
 
 class Encoded(NamedTuple):
-    """A value as it is bound to a statement."""
+    """A value as it is bound to a statement: the columns of its row.
+
+    `payload` is a sealed value; then `value` has only what filters may see of it.
+    """
 
     value: str
-    exact: bytes | None
+    exact_json: bytes | None = None
+    key_order: bytes | None = None
+    payload: bytes | None = None
 
 
 def encode(value: object) -> Encoded:
-    """The two columns for a value.
+    """The columns for a value that is stored in the clear.
 
     Raises EncodeError, which names the part that is not JSON; nothing is converted on the quiet
     but tuples, which are JSON arrays, and subclasses of JSON's own types.
     """
+    plain = checked(value)
+    if check(plain, "value"):
+        return Encoded(_text(plain), key_order=_order(plain))
+    return Encoded(comparable_json(plain), to_json(plain))
+
+
+def checked(value: object) -> dict[str, Any]:
+    """The value as a dict. Raises EncodeError if it is none."""
     if not isinstance(value, Mapping):
         raise EncodeError(f"a store value is a dict with text keys, not {type(value).__name__}")
-    plain = dict(value)
-    if check(plain, "value"):
-        return Encoded(_text(plain), None)
-    return Encoded(look_alike(plain), _text(plain).encode("utf-8", "surrogatepass"))
+    return dict(value)
 
 
-def decode(value: dict[str, Any] | None, exact: bytes | None) -> dict[str, Any]:
-    """The value that `encode` was given."""
-    if exact is None:
-        return value if value is not None else {}
-    result: dict[str, Any] = json.loads(bytes(exact).decode("utf-8", "surrogatepass"))
+def decode(
+    value: dict[str, Any] | None, exact_json: bytes | None = None, key_order: bytes | None = None
+) -> dict[str, Any]:
+    """The value that `encode` encoded."""
+    if exact_json is not None:
+        return from_json(exact_json)
+    if value is None:
+        return {}
+    return value if key_order is None else _reordered(value, key_order)
+
+
+def to_json(value: object) -> bytes:
+    """Any value that `check` accepts, exactly."""
+    return _text(value).encode("utf-8", "surrogatepass")
+
+
+def from_json(data: bytes) -> dict[str, Any]:
+    """The value that `to_json` wrote."""
+    result: dict[str, Any] = json.loads(bytes(data).decode("utf-8", "surrogatepass"))
     return result
 
 
-def look_alike(value: Any) -> str:
+# --- the order of keys
+#
+# jsonb sorts the keys of an object by their length and bytes. Where a value has them in another order, the
+# row has a few bytes more: for every object of two keys or more, its keys' places in the value. Objects come
+# in jsonb's own order, each before those inside it. The first byte is the number of bytes of a place.
+
+
+def _order(value: dict[str, Any]) -> bytes | None:
+    places: list[int] = []
+    if not _add_order(value, places):
+        return None
+    if max(places) < 256:
+        return b"\x01" + bytes(places)
+    return b"\x04" + b"".join(place.to_bytes(4, "big") for place in places)
+
+
+def _add_order(value: object, places: list[int]) -> bool:
+    """Add the places of the keys in `value`. True if any object has another order than jsonb's."""
+    if isinstance(value, dict):
+        keys = list(value)
+        if len(keys) < 2:
+            return _add_orders(value.values(), places)
+        in_jsonb = sorted(range(len(keys)), key=lambda no: _jsonb_key(keys[no]))
+        places += in_jsonb
+        moved = in_jsonb != list(range(len(keys)))
+        return _add_orders((value[keys[no]] for no in in_jsonb), places) or moved
+    if isinstance(value, (list, tuple)):
+        return _add_orders(value, places)
+    return False
+
+
+def _add_orders(parts: Iterable[object], places: list[int]) -> bool:
+    moved = False
+    for part in parts:
+        if isinstance(part, (dict, list, tuple)):
+            moved = _add_order(part, places) or moved
+    return moved
+
+
+def _jsonb_key(key: str) -> tuple[int, bytes]:
+    data = key.encode()
+    return len(data), data
+
+
+def _reordered(value: dict[str, Any], order: bytes) -> dict[str, Any]:
+    width = order[0]
+    places = [int.from_bytes(order[at : at + width], "big") for at in range(1, len(order), width)]
+    try:
+        result: dict[str, Any] = _in_order(value, iter(places))
+    except StopIteration:  # somebody changed the value in the table: then it has jsonb's order
+        return value
+    return result
+
+
+def _in_order(value: Any, places: Iterator[int]) -> Any:
+    if isinstance(value, dict):
+        if len(value) < 2:
+            return {key: _in_order(part, places) for key, part in value.items()}
+        own = [next(places) for _ in value]
+        items = [(key, _in_order(part, places)) for key, part in value.items()]
+        return dict(item for _, item in sorted(zip(own, items, strict=True), key=itemgetter(0)))
+    if isinstance(value, list):
+        return [_in_order(part, places) for part in value]
+    return value
+
+
+def comparable_json(value: Any) -> str:
     """The jsonb text that stands for any JSON value in comparisons: equal for equal values."""
     if value is None or value is True or value is False:
         return json.dumps(value)
@@ -68,12 +160,12 @@ def look_alike(value: Any) -> str:
     if isinstance(value, int):
         return _text(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_write(_escaped(k))}:{look_alike(v)}" for k, v in value.items()) + "}"
-    return "[" + ",".join(map(look_alike, value)) + "]"
+        return "{" + ",".join(f"{_write(_escaped(k))}:{comparable_json(v)}" for k, v in value.items()) + "}"
+    return "[" + ",".join(map(comparable_json, value)) + "]"
 
 
 def escaped(text: str) -> str:
-    """A text as it appears in a look-alike."""
+    """A text as it appears in comparable JSON."""
     return text if _plain(text) else _escaped(text)
 
 

@@ -9,7 +9,7 @@ dot that ends every label is what keeps 'users.anna.' out, with no pattern and n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from langgraph.store.base import InvalidNamespaceError, MatchCondition, Op, PutOp, validate_op_namespace
@@ -67,13 +67,18 @@ def item_id(namespace: Iterable[str], key: object) -> tuple[str, str]:
     text = to_text(namespace)
     if "\0" in key:
         raise InvalidIdentifierError(f"the key {key!r} holds a NUL character, which Postgres cannot keep")
+    check_size(text, key)
+    return text, str.__str__(key)
+
+
+def check_size(text: str, key: str, *, sealed: bool = False) -> None:
+    """Raise InvalidIdentifierError for a namespace and key that are too long, as they are stored."""
     size = _size(text, "namespace") + _size(key, "key")
     if size > MAX_ID_BYTES:
         raise InvalidIdentifierError(
-            f"namespace and key take {size} bytes together, {MAX_ID_BYTES} is the most: "
+            f"namespace and key take {size} bytes together{', sealed' * sealed}, {MAX_ID_BYTES} is the most: "
             "put long text into the value and a digest of it into the key"
         )
-    return text, str.__str__(key)
 
 
 def scope(prefix: Sequence[str]) -> Scope:
@@ -83,12 +88,18 @@ def scope(prefix: Sequence[str]) -> Scope:
     return Scope(text, f"{text[:-1]}/" if text else _BEYOND)
 
 
-def listed(conditions: Iterable[MatchCondition]) -> tuple[Scope, list[str]]:
-    """Where to look for namespaces that fulfil all conditions, and the patterns they must match besides.
+def listed(
+    conditions: Iterable[MatchCondition], stored: Callable[[str], str] = str.__str__
+) -> tuple[Scope, list[str]]:
+    """Return the range of namespaces that may fulfil all conditions, and the patterns they must match too.
 
-    The longest prefix without a wildcard is the range to look in.
+    The longest prefix without a wildcard is the range. `stored` tells how a label is stored.
     """
-    paths = [(condition.match_type, tuple(condition.path)) for condition in conditions if condition.path]
+    paths = [
+        (condition.match_type, tuple(label if label == "*" else stored(label) for label in condition.path))
+        for condition in conditions
+        if condition.path
+    ]
     for _, path in paths:
         _size(to_text(path), "namespace")
     fixed = [

@@ -1,31 +1,21 @@
-"""What `index=` asks for: which fields become vectors, of what kind, and how near is told.
+"""The settings of `index=`: which fields become vectors, of which type, and how distance is measured.
 
-Pure; the statements are in store.sql, the tables are made by `ground`.
+Pure; the statements are in store.sql, the tables are made by `schema`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from typing import Any, Literal, TypedDict, cast
 
-from langgraph.store.base import IndexConfig, PutOp, ensure_embeddings, get_text_at_path, tokenize_path
-from langgraph.store.base.embed import EmbeddingsLambda
+from langgraph.store.base import IndexConfig, PutOp, get_text_at_path, tokenize_path
 
-from haive_persistence.db.batching import gather_limited
+from haive_persistence.embedding.embedder import Embedder
 from haive_persistence.errors import ConfigError, InvalidInputError
 
-#: Scopes of up to this many vectors are searched exactly. Measured with 384 dimensions on two busy
-#: cores: 1,000 vectors 2 ms, 10,000 14 ms; by the index about 2 ms, but of a filter or a scope that
-#: takes 1 % of the table it finds only a part, and only half of that is the nearest.
-EXACT_VECTORS = 10_000
 MAX_FIELD_BYTES = 200
-#: Calls of the model for one batch at once: it has none for several queries.
-MODEL_CALLS_AT_ONCE = 16
 
 _OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
 _OPCLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
@@ -52,59 +42,6 @@ class PostgresIndexConfig(IndexConfig, total=False):
 
     ann_index_config: ANNIndexConfig
     distance_type: Literal["l2", "inner_product", "cosine"]
-
-
-class Embedder:
-    """The user's embedding model: blocking and asynchronous, one call for all texts of a batch."""
-
-    def __init__(self, embed: Any) -> None:
-        try:
-            self.embeddings = ensure_embeddings(embed)
-        except ValueError as error:
-            raise ConfigError(f"index['embed']: {error}") from error
-        # A function has one form for texts stored and searched for, a model may have two.
-        self._uniform = isinstance(self.embeddings, EmbeddingsLambda)
-
-    def blocking(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
-        if self._uniform and not hasattr(self.embeddings, "func"):
-            raise ConfigError(
-                "index['embed'] is an async function, which only the async methods (aput, asearch, …) can "
-                "call; pass a LangChain Embeddings or a plain function to use the blocking ones"
-            )
-        if self._uniform:
-            return self._split(texts, queries, self.embeddings.embed_documents([*texts, *queries]))
-        found = self.embeddings.embed_documents(list(texts)) if texts else []
-        if len(queries) < 2:
-            return self._split(texts, queries, [*found, *map(self.embeddings.embed_query, queries)])
-        with ThreadPoolExecutor(min(len(queries), MODEL_CALLS_AT_ONCE)) as pool:
-            return self._split(texts, queries, [*found, *pool.map(self.embeddings.embed_query, queries)])
-
-    async def asynchronous(self, texts: Sequence[str], queries: Sequence[str]) -> Vectors:
-        if self._uniform:
-            return self._split(texts, queries, await self.embeddings.aembed_documents([*texts, *queries]))
-
-        async def documents() -> Sequence[Sequence[float]]:
-            return await self.embeddings.aembed_documents(list(texts)) if texts else []
-
-        async def query(text: str) -> Sequence[Sequence[float]]:
-            return [await self.embeddings.aembed_query(text)]
-
-        calls: list[Callable[[], Awaitable[Sequence[Sequence[float]]]]] = [documents]
-        calls += [partial(query, text) for text in queries]
-        found = await gather_limited(calls, most=MODEL_CALLS_AT_ONCE)
-        return self._split(texts, queries, list(chain.from_iterable(found)))
-
-    @staticmethod
-    def _split(texts: Sequence[str], queries: Sequence[str], vectors: Sequence[Sequence[float]]) -> Vectors:
-        if len(vectors) != len(texts) + len(queries):
-            raise InvalidInputError(
-                f"the embedder returned {len(vectors)} vectors for {len(texts) + len(queries)} texts"
-            )
-        return dict(zip(texts, vectors, strict=False)), dict(zip(queries, vectors[len(texts) :], strict=True))
-
-
-Vectors = tuple[dict[str, Sequence[float]], dict[str, Sequence[float]]]
-Embed = Callable[[Sequence[str], Sequence[str]], Awaitable[Vectors]]
 
 
 @dataclass(frozen=True)

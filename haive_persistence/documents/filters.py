@@ -19,9 +19,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from haive_persistence.documents.arrays import text_array
+from haive_persistence.documents.values import check, comparable_json, escaped, quoted
 from haive_persistence.errors import InvalidInputError
-from haive_persistence.store.arrays import text_array
-from haive_persistence.store.values import check, escaped, look_alike, quoted
 
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _KNOWN = ("$eq", "$ne", *_ORDER)
@@ -128,8 +128,8 @@ class _Compiler:
             self._tests.append(f"({_at(path)} {_ORDER[operator]} {self._bind(operand)})")
         elif isinstance(operand, Mapping | list | tuple):
             steps = text_array(escaped(str(step)) for step in path)
-            self._compound.append(Condition(f"where_{operator[1:]}", steps, look_alike(operand)))
-        elif operator == "$ne" or operand is None or not self._contains(path, look_alike(operand)):
+            self._compound.append(Condition(f"where_{operator[1:]}", steps, comparable_json(operand)))
+        elif operator == "$ne" or operand is None or not self._contains(path, comparable_json(operand)):
             self._tests.append(self._equal(_at(path), operand, unequal=operator == "$ne"))
 
     def _equal(self, at: str, operand: Any, *, unequal: bool) -> str:
@@ -141,7 +141,7 @@ class _Compiler:
         return f"({equal} is unknown || !{equal})" if unequal else equal
 
     def _bind(self, operand: Any) -> str:
-        self._operands.append(look_alike(operand))
+        self._operands.append(comparable_json(operand))
         return f"$v{len(self._operands) - 1}"
 
 
