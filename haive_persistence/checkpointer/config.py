@@ -22,17 +22,12 @@ class CheckpointConfig:
     #: database needs anyway. The saver's own `database` then has these keys.
     encryption_key: Secret | None = field(default=None, repr=False)
     older_encryption_keys: Sequence[Secret] = field(default=(), repr=False)
-    #: Metadata keys kept in the clear besides, so that `list(filter=…)` finds them in SQL; all others are
-    #: compared after decoding.
-    searchable_metadata: Sequence[str] = ()
     #: Memory for what this process knows of the threads it used last, about, in bytes.
     cache_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         if self.compression not in (None, "zstd"):
             raise ConfigError(f'compression={self.compression!r}: use "zstd" or None')
-        if isinstance(self.searchable_metadata, str):
-            raise ConfigError("searchable_metadata is a sequence of keys, not one string")
         if self.cache_bytes < 0:
             raise ConfigError(f"cache_bytes={self.cache_bytes}: give the number of bytes, 0 or more")
         if self.older_encryption_keys and self.encryption_key is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from haive_persistence.checkpointer.ids import thread_id_text, thread_key
@@ -29,7 +29,6 @@ class TenantContext:
         tenant: str,
         cache: ProcessCache,
         keys: Sealings,
-        searchable: Sequence[str] = (),
     ) -> None:
         self.queries = queries
         self.tenant = tenant
@@ -37,7 +36,6 @@ class TenantContext:
         self.codec = keys.load
         self.codec_to_write = keys.load_to_write
         self.keys = keys
-        self.searchable = searchable
 
     def thread_key(self, thread_id: object) -> uuid.UUID:
         return thread_key(self.tenant, thread_id_text(thread_id))

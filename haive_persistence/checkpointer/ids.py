@@ -75,6 +75,19 @@ def run_key(run_id: str, blind: bytes | None) -> int:
 ROOT_NS_KEY = ns_key("")
 
 
+@lru_cache(4096)
+def _tenant_digest(tenant: str) -> bytes:
+    return _digest(4, "tenant", tenant)
+
+
+def listing_key(tenant: str, checkpoint_id: bytes) -> bytes:
+    """What a tenant's checkpoints are listed by: few bytes, in the order of their ids."""
+    return _tenant_digest(tenant) + checkpoint_id[:5]
+
+
+ABOVE_ALL_IDS = b"\xff" * 5
+
+
 def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
     """A checkpoint's or task's id as bytes that sort as the ids do: 16 for a UUID, else its text."""
     if not isinstance(checkpoint_id, str):

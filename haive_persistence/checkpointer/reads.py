@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import Address, encode_id
-from haive_persistence.checkpointer.metadata import contains, labels_of
+from haive_persistence.checkpointer.ids import ABOVE_ALL_IDS, Address, encode_id, listing_key
+from haive_persistence.checkpointer.metadata import contains, filter_signature
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.thread_reader import (
     StaleRead,
@@ -21,7 +21,7 @@ from haive_persistence.checkpointer.thread_reader import (
     no_garbage_collection,
     open_rows,
 )
-from haive_persistence.db.protocol import Db
+from haive_persistence.db.protocol import Db, Query
 from haive_persistence.keys import Sealing
 
 PAGE = 64
@@ -109,13 +109,18 @@ class Reads:
         limit: int | None,
     ) -> AsyncIterator[CheckpointTuple]:
         name, params, thread_id = self._list_query(config, before)
-        params["labels"] = labels_of(filter or {}, self._context.searchable)
+        queries = self._context.queries
+        query = whole = queries.render(name, signature_check="")
+        signature = await self._signature(db, filter) if filter else None
+        if signature is not None:
+            query = queries.render(name, signature_check=queries.part("has_signature"))
+            params |= signature
         left = limit
         while left is None or left > 0:
-            size = PAGE if left is None or filter else min(PAGE, left)
+            size = PAGE if left is None or (filter and signature is None) else min(PAGE, left)
             wanted = {**params, "limit": size}
             page = await self._context.with_all_keys(
-                db, partial(self._page, db, name, wanted, filter, thread_id)
+                db, partial(self._page, db, query, wanted, filter, thread_id)
             )
             for found in page.tuples:
                 yield found
@@ -124,15 +129,31 @@ class Reads:
                     if left == 0:
                         return
             if page.last is None or page.size < size:
-                return
+                break
             params |= {
                 "after_id": page.last.id,
                 "after_ns": page.last.ns_key,
                 "after_thread": page.last.thread,
+                "last_key": listing_key(self._context.tenant, page.last.id),
             }
+        if signature is not None and left == limit:
+            # Under another key, signatures are others: reading any checkpoint raises the error for it.
+            params |= {"after_id": None, "limit": 1}
+            params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
+            await self._context.with_all_keys(db, partial(self._page, db, whole, params, None, None))
+
+    async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
+        codec = await self._context.codec(db)
+        if codec.sealed and codec.keys.index_key is None:  # another process may have made it meanwhile
+            codec = await self._context.latest_codec(db)
+            if codec.keys.index_key is None:
+                return None
+        return filter_signature(filter, codec.keys.index_key)
 
     def _list_query(self, config: Config | None, before: Config | None) -> tuple[str, dict[str, Any], Any]:
         params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
+        params["first_key"] = listing_key(self._context.tenant, b"")
+        params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
         if before is not None and (given := (before.get("configurable") or {}).get("checkpoint_id")):
             params["before"] = encode_id(given)
         if config is None:
@@ -147,7 +168,7 @@ class Reads:
     async def _page(
         self,
         db: Db,
-        name: str,
+        query: Query,
         params: dict[str, Any],
         filter: Mapping[str, Any] | None,
         thread_id: Any,
@@ -155,7 +176,7 @@ class Reads:
         codec = await self._context.codec(db)
         again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
-            rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
+            rows = await db.fetch_all(query, params, idempotent=True)
             found, readers = open_rows(rows, lambda thread, epoch: self._context.reader(codec, thread, epoch))
             last, size = (found[-1] if found else None), len(found)
             try:

@@ -97,9 +97,7 @@ class _Shared:
 
     def _build(self, database: Database) -> _Parts:
         queries, tenant = database.queries("checkpointer"), database.tenant
-        context = TenantContext(
-            queries, tenant, self._cache, self._keys, tuple(self._config.searchable_metadata)
-        )
+        context = TenantContext(queries, tenant, self._cache, self._keys)
         reads = Reads(context)
         return _Parts(
             self.serde,

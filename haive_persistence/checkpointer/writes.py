@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP, ChannelVersions, Checkpoint, CheckpointMetadata
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import Address, encode_id, run_key
-from haive_persistence.checkpointer.metadata import labels_of, stored_metadata
+from haive_persistence.checkpointer.ids import Address, encode_id, listing_key, run_key
+from haive_persistence.checkpointer.metadata import signature, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.statements import ASKED, PLAINTEXT, SEALED, WriteStatements
 from haive_persistence.checkpointer.storage import row_format as records
@@ -105,7 +105,8 @@ class Writes:
             "id": new.id,
             "parent": parent,
             "run_key": run_key(str(run), codec.blind("run_id", str(run))) if run else None,
-            "labels": labels_of(new.metadata, self._context.searchable),
+            "listing_key": listing_key(self._context.tenant, new.id),
+            **signature(new.metadata, codec.keys.index_key),
             "sequence_nos": sorted(encoder.sequence_nos) or None,
             "body": codec.seal("checkpoint", (address.thread, ns_key, new.id), body.pack()),
         }

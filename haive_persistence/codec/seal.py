@@ -357,10 +357,10 @@ def blind_index(key: bytes, field: str, value: str | int | float | bool | None) 
     table learns which rows have equal values, and nothing else.
     """
     index_key = hmac.digest(_INDEX, key, "sha512")
-    return hmac.digest(index_key, row(field) + _canonical(value), "sha512")[:16]
+    return hmac.digest(index_key, row(field) + canonical(value), "sha512")[:16]
 
 
-def _canonical(value: str | int | float | bool | None) -> bytes:
+def canonical(value: str | int | float | bool | None) -> bytes:
     if value is None or isinstance(value, bool):
         return b"c" + repr(value).encode()
     if isinstance(value, str):

@@ -46,14 +46,14 @@ SELECT %(thread)s, p.piece_no, %(tenant)s, p.payload
 FROM held, /* pieces */ AS p (piece_no, payload) WHERE p.piece_no <> 0
 
 -- part: checkpoint
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(listing_key)s, %(tenant)s, %(sequence_nos)s, %(body)s
 
 -- part: replace_checkpoint
 -- A checkpoint that is put again.
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, sequence_nos = excluded.sequence_nos,
-    labels = excluded.labels, body = excluded.body
+    signature_1 = excluded.signature_1, signature_2 = excluded.signature_2, body = excluded.body
 
 -- part: pending_write
 INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
@@ -180,12 +180,17 @@ WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */
 -- part: columns
 SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
 
+-- part: has_signature
+-- Fills `signature_check` if there is a filter: what has not all these bits does not match. The metadata decides.
+-- It cannot be greater: the planner takes = for rarer than it is, and would read all of the tenant's checkpoints.
+AND signature_1 & %(signature_1)s::bigint >= %(signature_1)s::bigint
+AND signature_2 & %(signature_2)s::bigint >= %(signature_2)s::bigint
+
 -- part: wanted
--- Older than `before`, and with these labels, as far as they are labelled: the rest is decided by their metadata.
+-- slot: signature_check
+-- Older than `before`.
 tenant_id = %(tenant)s
-  AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s)
-  AND (%(labels)s::jsonb IS NULL OR labels IS NULL OR labels @> %(labels)s::jsonb
-       OR NOT labels ?& ARRAY(SELECT jsonb_object_keys(%(labels)s::jsonb)))
+  AND (%(before)s::bytea IS NULL OR checkpoint_id < %(before)s) /* signature_check */
 
 -- part: all_of_page
 w AS MATERIALIZED (
@@ -235,12 +240,15 @@ WITH page AS MATERIALIZED (
 ), /* all_of_page */;
 
 -- name: list_all
--- A page of all the tenant's checkpoints, newest first.
+-- A page of all the tenant's checkpoints, newest first: the order of its index. Of those with the same listing key the
+-- id decides, so all of them are read: sorting by both at once would make the planner sort all of the tenant's.
 WITH page AS MATERIALIZED (
-    /* columns */
-    WHERE /* wanted */
-      AND (%(after_id)s::bytea IS NULL
-           OR (checkpoint_id, thread_key, ns_key) < (%(after_id)s, %(after_thread)s::uuid, %(after_ns)s::bigint))
+    SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM (
+        SELECT * FROM haive.checkpoint
+        WHERE /* wanted */ AND listing_key BETWEEN %(first_key)s AND %(last_key)s
+          AND (%(after_id)s::bytea IS NULL
+               OR (checkpoint_id, thread_key, ns_key) < (%(after_id)s, %(after_thread)s::uuid, %(after_ns)s::bigint))
+        ORDER BY listing_key DESC FETCH FIRST (%(limit)s::bigint) ROWS WITH TIES) AS newest
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
 
@@ -345,8 +353,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
-SELECT %(target)s, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
+SELECT %(target)s, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 /* replace_checkpoint */;
 
@@ -359,7 +367,7 @@ ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
-SELECT ns_key, run_key, checkpoint_id, parent_id, sequence_nos, labels, body
+SELECT ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: insert_pieces
@@ -369,8 +377,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, checkpoint_id, parent_id, tenant_id, sequence_nos, labels, body)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(labels)s::jsonb, %(body)s)
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
+VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(listing_key)s, %(tenant)s, %(sequence_nos)s, %(body)s)
 /* replace_checkpoint */;
 
 -- name: insert_writes

@@ -125,8 +125,10 @@ def test_every_format_is_read_and_written_on(fixture: Path, database: Database, 
     with psycopg.connect(dsn) as conn:
         for table, rows in json.loads(fixture.read_text()).items():
             conn.execute(f"DELETE FROM haive.{table} WHERE tenant_id LIKE 'fixture%'")  # type: ignore[arg-type]
+            columns = ", ".join(rows[0])
             conn.execute(
-                f"INSERT INTO haive.{table} SELECT * FROM jsonb_populate_recordset(NULL::haive.{table}, %s::jsonb)",  # type: ignore[arg-type]
+                f"INSERT INTO haive.{table} ({columns}) SELECT {columns} "  # type: ignore[arg-type]
+                f"FROM jsonb_populate_recordset(NULL::haive.{table}, %s::jsonb)",
                 (json.dumps(rows),),
             )
     for tenant in TENANTS:

@@ -271,24 +271,6 @@ def test_a_parent_link_cannot_be_bent(
         reader(database, encryption_key=KEY).get_tuple(thread())
 
 
-def test_searchable_metadata_is_an_explicit_list(database: Database, admin: psycopg.Connection[Any]) -> None:
-    config = CheckpointConfig(encryption_key=KEY, searchable_metadata=("customer",))
-    saver = Checkpointer(database, config=config)
-    for i in range(6):
-        store(saver, {"a": SECRET}, thread(f"t{i}"), customer=f"c{i % 2}", private=SECRET)
-    labels = [
-        r[0]
-        for r in admin.execute("SELECT labels FROM haive.checkpoint WHERE tenant_id = %s", (database.tenant,))
-    ]
-    assert sorted(map(json.dumps, labels)) == sorted(json.dumps({"customer": f"c{i % 2}"}) for i in range(6))
-    assert len(list(saver.list(None, filter={"customer": "c1"}))) == 3
-    assert len(list(saver.list(None, filter={"customer": "c1", "private": SECRET}))) == 3
-    assert list(saver.list(None, filter={"customer": "c1", "private": "no"})) == []
-    unlabelled = Checkpointer(database, config=CheckpointConfig(encryption_key=KEY))
-    store(unlabelled, {"a": 1}, thread("t9"), customer="c1")
-    assert len(list(saver.list(None, filter={"customer": "c1"}))) == 4
-
-
 def test_keys_are_not_shown(sealed: Checkpointer) -> None:
     assert KEY.hex() not in repr(sealed.config)
     assert str(KEY) not in repr(sealed.config)

@@ -58,6 +58,9 @@ def texts(room: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = list(queries.items())
     if room == "checkpointer":
         found += WriteStatements(queries).variants()
+        for name in ("list_all", "list_thread", "list_namespace", "list_one"):
+            for check in ("", queries.part("has_signature")):
+                found.append((name, queries.render(name, signature_check=check)))
     elif room == "store":
         found += store_texts(queries)
     assert {name for name, _ in found} == set(queries.templates), "texts that this test does not know"
@@ -120,7 +123,7 @@ def test_every_text_is_planned_and_names_the_tenant(planner: Connection[Any], ro
 
 
 #: Queries about more than one thread, by what they look up instead.
-ACROSS = {"list_all": "checkpoint_id", "threads_of_runs": "run_key"}
+ACROSS = {"list_all": "listing_key", "threads_of_runs": "run_key"}
 
 
 def test_the_checkpointer_looks_rows_up_by_their_thread(planner: Connection[Any]) -> None:

@@ -1,0 +1,120 @@
+"""`list` by metadata: signatures find what matches and lose nothing; the newest come from an index."""
+
+from __future__ import annotations
+
+import enum
+import math
+import uuid
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haive_persistence import errors
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.metadata import contains, filter_signature, signature
+from haive_persistence.db import Database
+from tests.builders import RoundTrips, make_checkpoint, store, thread
+
+KEY = bytes(range(32))
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([0.0, -0.0, 1.0, 2.0**70, math.inf, math.nan, "", "1", "True", "\ud800", "\x00"])
+    | st.text(max_size=5)
+)
+documents = st.dictionaries(st.text(max_size=3), scalars | st.lists(scalars, max_size=2), max_size=6)
+
+
+@given(documents, st.dictionaries(st.text(max_size=3), scalars, max_size=2), st.sampled_from([None, KEY]))
+def test_a_signature_has_the_bits_of_every_filter_that_matches(
+    metadata: dict[str, Any], wanted: dict[str, Any], key: bytes | None
+) -> None:
+    kept = signature(metadata, key)
+    for filter in (wanted, *({k: v} for k, v in metadata.items())):
+        mask = filter_signature(filter, key)
+        if mask is not None and contains(metadata, filter):
+            assert all(kept[part] & mask[part] == mask[part] for part in mask)
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+def test_what_may_equal_anything_is_left_to_the_metadata() -> None:
+    mask = filter_signature({"colour": "red"}, None)
+    kept = signature({"colour": Colour.RED}, None)
+    assert mask is not None
+    assert all(kept[part] & mask[part] == mask[part] for part in mask)
+
+
+def test_keys_give_other_signatures() -> None:
+    assert signature({"user": "ann"}, KEY) != signature({"user": "ann"}, None)
+    assert signature({"user": "ann"}, KEY) != signature({"user": "ann"}, KEY[::-1])
+
+
+@pytest.fixture(params=["clear", "sealed"])
+def filled(request: pytest.FixtureRequest, database: Database) -> Checkpointer:
+    config = CheckpointConfig(encryption_key=KEY if request.param == "sealed" else None)
+    saver = Checkpointer(database, config=config)
+    for number in range(60):
+        store(saver, {"n": number}, thread(f"t{number}"), user=f"user {number % 20}", score=number / 2)
+    return saver
+
+
+def test_the_few_that_match_come_in_one_page(filled: Checkpointer, trips: RoundTrips) -> None:
+    found = list(filled.list(None, filter={"user": "user 7"}))
+    assert [t.metadata["user"] for t in found] == ["user 7"] * 3  # type: ignore[typeddict-item]
+    assert [t.checkpoint["channel_values"]["n"] for t in found] == [47, 27, 7]
+    assert trips.of(lambda: list(filled.list(None, filter={"user": "user 7"}, limit=3))) == 1
+    assert [t.checkpoint["id"] for t in filled.list(None, filter={"score": 3})] == [
+        t.checkpoint["id"]
+        for t in filled.list(None)
+        if t.metadata["score"] == 3.0  # type: ignore[typeddict-item]
+    ]
+    assert list(filled.list(None, filter={"user": "nobody"})) == []
+    assert list(filled.list(None, filter={"user": "user 7", "score": 999})) == []
+
+
+def test_the_newest_come_first_whatever_their_ids(saver: Checkpointer) -> None:
+    ids = [str(uuid.UUID(int=n << 66)) for n in range(100)] + [f"own id {n:03}" for n in range(30)]
+    for number, id_ in enumerate(sorted(ids, key=hash)):
+        checkpoint: Any = make_checkpoint({"n": number}, id=id_)
+        saver.put(thread(f"t{number % 9}"), checkpoint, {}, checkpoint["channel_versions"])  # type: ignore[arg-type]
+    listed = [t.checkpoint["id"] for t in saver.list(None)]
+    texts = sorted((id_ for id_ in ids if id_.startswith("own")), reverse=True)
+    assert listed == texts + sorted((id_ for id_ in ids if not id_.startswith("own")), reverse=True)
+    before = [t.checkpoint["id"] for t in saver.list(None, before=thread(checkpoint_id=listed[70]), limit=40)]
+    assert before == listed[71:111]
+
+
+def test_a_filter_without_the_key_is_an_error(database: Database) -> None:
+    store(Checkpointer(database, config=CheckpointConfig(encryption_key=KEY)), {"n": 1}, user="ann")
+    with pytest.raises(errors.WrongKeyError):
+        list(Checkpointer(database).list(None, filter={"user": "ann"}))
+    with pytest.raises(errors.WrongKeyError):
+        wrong = CheckpointConfig(encryption_key=KEY[::-1])
+        list(Checkpointer(database, config=wrong).list(None, filter={"user": "ann"}))
+
+
+def test_the_first_key_may_be_made_by_another_process(database: Database) -> None:
+    config = CheckpointConfig(encryption_key=KEY)
+    reader, writer = Checkpointer(database, config=config), Checkpointer(database, config=config)
+    assert list(reader.list(None, filter={"user": "ann"})) == []
+    store(writer, {"n": 1}, user="ann")
+    assert len(list(reader.list(None, filter={"user": "ann"}))) == 1
+
+
+def test_the_newest_are_found_by_an_index(filled: Checkpointer, admin: psycopg.Connection[Any]) -> None:
+    query = (
+        "EXPLAIN SELECT 1 FROM haive.checkpoint WHERE tenant_id = 't' AND listing_key <= '\\xff'"
+        " ORDER BY listing_key DESC, checkpoint_id DESC LIMIT 10"
+    )
+    with admin.transaction():
+        admin.execute("SET LOCAL enable_seqscan = off")
+        assert "checkpoint_listing_idx" in str(admin.execute(query).fetchall())
