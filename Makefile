@@ -1,10 +1,14 @@
 # One command sets up what it needs and does it. Needs python3 (3.10 or newer) with venv, and make.
+#
+# What is installed is pinned, with hashes, in requirements/locked.txt. LOCK=requirements/lowest.txt takes the lowest
+# direct versions that pyproject.toml allows; LOCK= takes the newest of the day. Give each a VENV of its own.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements/locked.txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check bench bench-full format clean
+.PHONY: demo test test-long check bench bench-full format lock clean
 
 demo: $(READY)  ## a tool-calling agent on the embedded Postgres, killed half-way and resumed by a second process
 	$(BIN)/python examples/demo.py
@@ -29,10 +33,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+lock: $(READY)  ## pin again: the newest versions into locked.txt, the lowest direct ones into lowest.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --extra dev --upgrade --output-file requirements/locked.txt
+	$(COMPILE) --extra test --upgrade --resolution lowest-direct --output-file requirements/lowest.txt
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
+
+$(READY): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv --clear $(VENV)
+ifeq ($(LOCK),)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+endif
 	touch $(READY)
 
 clean:

@@ -37,22 +37,35 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         yield
 
 
+NO_PGVECTOR = "this server has no pgvector"
+
+
+@pytest.fixture
+def pgvector(dsn: str) -> None:
+    """Skips the test on a server of yours that has no pgvector, where the test itself would not say so."""
+    with psycopg.connect(dsn) as conn:
+        if not conn.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").rowcount:
+            pytest.skip(NO_PGVECTOR)
+
+
 @contextmanager
 def _pgvector_may_be_missing() -> Iterator[None]:
     """On a server of yours, what needs an extension that it does not have is skipped."""
     try:
         yield
-    except ConfigError as error:
-        if "HAIVE_TEST_DSN" in os.environ and "needs pgvector" in str(error):
-            pytest.skip("this server has no pgvector")
+    except (ConfigError, psycopg.errors.FeatureNotSupported) as error:
+        missing = "needs pgvector" in str(error) or 'extension "vector" is not available' in str(error)
+        if "HAIVE_TEST_DSN" in os.environ and missing:
+            pytest.skip(NO_PGVECTOR)
         raise
 
 
 class GivenServer:
-    """A server that was there before the tests."""
+    """A server that was there before the tests; `root` is where an embedded one may be started."""
 
-    def __init__(self, given: str) -> None:
+    def __init__(self, given: str, root: Path) -> None:
         self._given = given
+        self.root = root
 
     def dsn(self, dbname: str = "postgres") -> str:
         return make_conninfo(self._given, dbname=dbname)
@@ -62,7 +75,8 @@ class GivenServer:
 def server() -> Iterator[EmbeddedServer | GivenServer]:
     """The embedded Postgres of this test session, in a directory of its own; or HAIVE_TEST_DSN's."""
     if given := os.environ.get("HAIVE_TEST_DSN"):
-        yield GivenServer(given)
+        with tempfile.TemporaryDirectory(prefix="haive-test-") as directory:
+            yield GivenServer(given, Path(directory) / "data")
         return
     directory = Path(tempfile.mkdtemp(prefix="haive-test-"))
     running = embedded.attach(directory, {"fsync": "off", "max_connections": "200"})

@@ -24,6 +24,7 @@ def blocks(page: Path) -> list[str]:
     return [code for language, code in found if language == "python"]
 
 
+@pytest.mark.usefixtures("pgvector")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_blocks_run(page: Path, dsn: str, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(page)

@@ -28,6 +28,7 @@ from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
 from haive_persistence.db import fork_safety
+from haive_persistence.db.driver import require_driver
 from haive_persistence.db.protocol import Db
 from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
 from haive_persistence.keys import Sealing
@@ -280,7 +281,7 @@ def _guard(codec: Sealing, log: ThreadLog) -> str:
 
 
 def _group_commit() -> GroupCommit:
-    # The driver comes with it: 50 ms that can wait for the first write.
+    require_driver()  # it takes 50 ms, which can wait for the first write
     from haive_persistence.db.batching.group_commit import GroupCommit
 
     return GroupCommit()

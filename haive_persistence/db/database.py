@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig, check_tenant
 from haive_persistence.db import fork_safety
+from haive_persistence.db.driver import require_driver
 from haive_persistence.db.hooks import StatementHook, log_round_trip
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries, load_queries
@@ -74,6 +75,7 @@ class Database:
     @cached_property
     def blocking(self) -> Db:
         """For code that blocks; any number of threads may share it."""
+        require_driver()
         from haive_persistence.db.runners import BlockingDb
 
         db: BlockingDb = BlockingDb(self._core.pools, self._core.hooks, self._tenant)
@@ -82,6 +84,7 @@ class Database:
     @cached_property
     def asynchronous(self) -> Db:
         """For code under an event loop; any number of tasks and loops may share it."""
+        require_driver()
         from haive_persistence.db.runners import AsyncDb
 
         db: AsyncDb = AsyncDb(self._core.pools, self._core.hooks, self._tenant)
@@ -194,9 +197,8 @@ class _Core:
         with self._lock:
             self._check_open()
             if self._server is None:
-                from haive_persistence.db.server import (
-                    Server,  # with it comes the driver, 50 ms that can wait
-                )
+                require_driver()
+                from haive_persistence.db.server import Server  # the driver takes 50 ms, which can wait
 
                 self._server = Server(self.config, on_attach=_close_before_detaching)
             return self._server
@@ -206,6 +208,7 @@ class _Core:
         with self._lock:
             self._check_open()
             if self._pools is None:
+                require_driver()
                 from haive_persistence.db.pools import Pools
 
                 self._pools = Pools(self.server)

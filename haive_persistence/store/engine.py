@@ -15,6 +15,7 @@ from langgraph.store.base import Op, Result
 
 from haive_persistence.db import Database, Db, Statement
 from haive_persistence.db.batching import Coalescer, KeyedLock
+from haive_persistence.db.driver import require_driver
 from haive_persistence.db.sql import Queries
 from haive_persistence.documents.items import ItemCodec, SealedItemCodec
 from haive_persistence.embedding import LargeScopes, PostgresIndexConfig, VectorIndex, Vectors, read_index
@@ -300,9 +301,8 @@ class Engine:
 
 
 def _new_vector_schema(database: Database, index: VectorIndex) -> VectorSchema:
-    from haive_persistence.embedding.schema import (
-        VectorSchema,  # with it comes the driver, 50 ms that can wait
-    )
+    require_driver()
+    from haive_persistence.embedding.schema import VectorSchema  # the driver takes 50 ms, which can wait
 
     return VectorSchema(database, index)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from haive_persistence import db
@@ -43,3 +45,29 @@ def test_reexported_name_is_found() -> None:
     assert db.RoundTrip.__name__ == "RoundTrip"
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         db.Nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "Database(dsn).setup()",
+        "Database(dsn).connect()",
+        "Checkpointer(dsn).get_tuple({'configurable': {'thread_id': 't'}})",
+        "asyncio.run(Checkpointer(dsn).aget_tuple({'configurable': {'thread_id': 't'}}))",
+        "PostgresStore(dsn).get(('n',), 'k')",
+        "PostgresStore(dsn, index={'dims': 2, 'embed': list}).search(('n',), query='q')",
+    ],
+)
+def test_psycopg_without_a_libpq_says_what_to_install(use: str) -> None:
+    code = f"""
+import asyncio
+from haive_persistence import Checkpointer, Database, PostgresStore
+from haive_persistence.errors import ConfigError
+dsn = "postgresql://nowhere"
+try:
+    {use}
+except ConfigError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PSYCOPG_IMPL": "c"}  # which is not installed
+    assert "pip install 'haive-persistence[binary]'" in finish(in_process(code, env=environment))

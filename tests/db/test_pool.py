@@ -113,7 +113,7 @@ async def test_waiters_that_are_cancelled_lose_no_slot(
 ) -> None:
     db = connected(pool_size=2, max_overflow=0).asynchronous
     for moment in MOMENTS * 2:
-        tasks = [asyncio.create_task(db.fetch_one(SLEEP, {"seconds": 30})) for _ in range(8)]
+        tasks = [asyncio.create_task(db.fetch_one(SLEEP, {"seconds": 5})) for _ in range(8)]
         for cancelled in (tasks[::2], tasks[1::2]):  # of the slots and of the queue; then who got those slots
             await reach(moment, admin, asleep=2)
             for task in cancelled:

@@ -120,6 +120,7 @@ async def test_initialize(empty_dsn: str) -> None:
         store.blocking.initialize()
 
 
+@pytest.mark.usefixtures("pgvector")
 def test_setting_up_at_once(empty_dsn: str) -> None:
     """Of eight concurrent setups of the incumbent seven failed."""
     stores = [PostgresStore(empty_dsn, index=LETTERS) for _ in range(8)]  # type: ignore[arg-type]
@@ -168,6 +169,7 @@ def test_the_embedded_server_is_the_default(
     assert PostgresStore().database.config.connection_string is None
 
 
+@pytest.mark.usefixtures("pgvector")
 def test_threads_and_tasks_at_once(database: Database) -> None:
     store = PostgresStore(database, index=LETTERS)  # type: ignore[arg-type]
     errors: list[BaseException] = []

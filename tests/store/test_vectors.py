@@ -550,6 +550,7 @@ def old_pgvector(sql: Sql) -> Iterator[None]:
     sql("UPDATE pg_extension SET extversion = %(version)s WHERE extname = 'vector'", version=version)
 
 
+@pytest.mark.usefixtures("pgvector")
 def test_a_pgvector_that_loses_rows_is_refused(
     meaning: PostgresStore, database: Database, old_pgvector: None
 ) -> None:
