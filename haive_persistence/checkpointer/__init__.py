@@ -7,6 +7,7 @@ delta.py          what a `DeltaChannel` is rebuilt from
 metadata.py       what is stored of metadata, and how filters compare
 retention.py      delete and prune
 copy.py           copy a thread
+damage.py         rows that cannot be read
 context.py        one tenant's queries, codec and cache
 thread_reader.py  rows to `CheckpointTuple`s
 statements.py     variants of the writing statements
@@ -15,6 +16,7 @@ storage/          how values become rows: pure, no database
 """
 
 from haive_persistence.checkpointer.config import CheckpointConfig
+from haive_persistence.checkpointer.damage import DamagedCheckpoint
 from haive_persistence.checkpointer.saver import Checkpointer
 
-__all__ = ["CheckpointConfig", "Checkpointer"]
+__all__ = ["CheckpointConfig", "Checkpointer", "DamagedCheckpoint"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from langgraph.checkpoint.base import DeltaChannelHistory, PendingWrite
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import Address
+from haive_persistence.checkpointer.ids import Address, check_list, shown
 from haive_persistence.checkpointer.reads import Reads, fetch_missing
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.piece_index import DELTA_PAGE
@@ -19,6 +19,7 @@ from haive_persistence.checkpointer.thread_reader import (
     no_garbage_collection,
 )
 from haive_persistence.db.protocol import Db
+from haive_persistence.errors import InvalidInputError
 
 
 class DeltaHistory:
@@ -33,6 +34,9 @@ class DeltaHistory:
 
     async def _read(self, db: Db, config: Config, channels: Sequence[str]) -> dict[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest ancestor that has a value of it, and that value."""
+        channels = check_list("channels", channels)
+        if not all(isinstance(channel, str) for channel in channels):
+            raise InvalidInputError(f"channels must be names, not {shown(channels)}")
         if not channels:
             return {}
         address = Address(config, self._context.tenant)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -24,26 +24,78 @@ def check_text(what: str, value: str, *, empty: bool = False, most: int = MAX_ID
         raise InvalidIdentifierError(f"{what} has {len(value)} characters; at most {most} are accepted")
     if "\x00" in value:
         raise InvalidIdentifierError(
-            f"{what} {value!r} contains a NUL character, which Postgres cannot store"
+            f"{what} {shown(value)} contains a NUL character, which Postgres cannot store"
         )
     try:
         value.encode()
     except UnicodeEncodeError as exc:
         raise InvalidIdentifierError(
-            f"{what} {value!r} contains a lone surrogate: it is not valid Unicode"
+            f"{what} {shown(value)} contains a lone surrogate: it is not valid Unicode"
         ) from exc
     return value
 
 
-def thread_id_text(thread_id: object) -> str:
+def shown(value: object) -> str:
+    """The value as an error shows it, in at most 100 characters."""
+    try:
+        text = repr(value)
+    except Exception:  # a user's class, or an int of more digits than Python writes out
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+def thread_id_text(thread_id: object, what: str = "thread_id") -> str:
     """A thread id as text: `str`, `int` and `UUID` are accepted; 7 and "7" are the same thread."""
     if isinstance(thread_id, str):
-        return check_text("thread_id", str(thread_id))
-    if isinstance(thread_id, uuid.UUID) or (isinstance(thread_id, int) and not isinstance(thread_id, bool)):
+        return check_text(what, str(thread_id))
+    if isinstance(thread_id, uuid.UUID):
         return str(thread_id)
+    if isinstance(thread_id, int) and not isinstance(thread_id, bool):
+        if thread_id.bit_length() > 3 * MAX_ID:  # Python may refuse to write it out
+            raise InvalidIdentifierError(f"{what} is an int of more than {MAX_ID} digits")
+        return check_text(what, str(thread_id))
     raise InvalidIdentifierError(
-        f"thread_id must be a str, an int or a UUID, not {type(thread_id).__name__}: {thread_id!r}"
+        f"{what} must be a str, an int or a UUID, not {type(thread_id).__name__}: {shown(thread_id)}"
     )
+
+
+def check_mapping(what: str, value: object) -> None:
+    """Raise InvalidInputError unless the value is a mapping or None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInputError(f"{what} must be a dict or None, not {type(value).__name__}: {shown(value)}")
+
+
+def check_str(what: str, value: object) -> None:
+    """Raise InvalidInputError unless the value is a str."""
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{what} must be a str, not {type(value).__name__}: {shown(value)}")
+
+
+def check_limit(limit: object) -> int | None:
+    """Raise InvalidInputError unless a limit is None or a number from 0 on."""
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0):
+        return limit
+    raise InvalidInputError(f"limit must be None or an int from 0 on, not {shown(limit)}")
+
+
+def check_list(what: str, values: object) -> list[Any]:
+    """The values of a sequence. Raises InvalidInputError for anything else, a single string included."""
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)):
+        return list(values)
+    raise InvalidInputError(f"{what} must be a sequence, not {type(values).__name__}: {shown(values)}")
+
+
+def configurable_of(config: object, what: str = "config") -> Mapping[str, Any]:
+    """The `configurable` part of a config. Raises InvalidInputError if there can be none."""
+    check_mapping(what, config)
+    found: object = config.get("configurable") if isinstance(config, Mapping) else None
+    check_mapping(f'{what}["configurable"]', found)
+    return found if isinstance(found, Mapping) else {}
+
+
+def checkpoint_id_of(configurable: Mapping[str, Any]) -> bytes | None:
+    given = configurable.get("checkpoint_id")
+    return None if given is None or (isinstance(given, str) and not given) else encode_id(given)
 
 
 def _digest(size: int, *parts: str) -> bytes:
@@ -92,7 +144,7 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
     """A checkpoint's or task's id as bytes that sort as the ids do: 16 for a UUID, else its text."""
     if not isinstance(checkpoint_id, str):
         raise InvalidIdentifierError(
-            f"{what} must be a str, not {type(checkpoint_id).__name__}: {checkpoint_id!r}"
+            f"{what} must be a str, not {type(checkpoint_id).__name__}: {shown(checkpoint_id)}"
         )
     if len(checkpoint_id) == 36:
         try:
@@ -155,7 +207,7 @@ class Address:
     __slots__ = ("checkpoint_id", "given_thread_id", "ns", "ns_key", "thread", "thread_id")
 
     def __init__(self, config: Mapping[str, Any], tenant: str) -> None:
-        configurable = config.get("configurable") or {}
+        configurable = configurable_of(config)
         if "thread_id" not in configurable:
             raise InvalidInputError('the config has no thread_id: pass {"configurable": {"thread_id": "…"}}')
         self.given_thread_id = configurable["thread_id"]
@@ -164,12 +216,20 @@ class Address:
         if ns is None:
             ns = ""
         if not isinstance(ns, str):
-            raise InvalidIdentifierError(f"checkpoint_ns must be a str, not {type(ns).__name__}: {ns!r}")
+            raise InvalidIdentifierError(f"checkpoint_ns must be a str, not {type(ns).__name__}: {shown(ns)}")
         self.ns = check_text("checkpoint_ns", ns, empty=True, most=MAX_NS) if ns else ""
         self.ns_key = ns_key(ns) if ns else ROOT_NS_KEY
         self.thread = thread_key(tenant, self.thread_id)
-        given = configurable.get("checkpoint_id")
-        self.checkpoint_id = encode_id(given) if given else None
+        self.checkpoint_id = checkpoint_id_of(configurable)
+
+    @classmethod
+    def of_row(cls, thread: uuid.UUID, thread_id: str, ns_key: int, checkpoint_id: bytes) -> Address:
+        """The address of a row that was found. Its namespace's name is known by its body only."""
+        address = cls.__new__(cls)
+        address.thread, address.ns_key, address.checkpoint_id = thread, ns_key, checkpoint_id
+        address.thread_id = address.given_thread_id = thread_id
+        address.ns = ""
+        return address
 
     def config(self, checkpoint_id: bytes) -> dict[str, Any]:
         return {

@@ -8,15 +8,18 @@ from typing import Any
 
 from langgraph.checkpoint.base import EXCLUDED_METADATA_KEYS, CheckpointMetadata
 
+from haive_persistence.checkpointer.ids import check_mapping
 from haive_persistence.codec import blind_index
 
 
 def stored_metadata(config: Mapping[str, Any], metadata: CheckpointMetadata) -> dict[str, Any]:
     """A checkpoint's metadata with the run's scalars, as LangGraph's own savers keep it."""
-    kept: dict[str, Any] = {k: v for k, v in metadata.items() if k != "writes"}
+    check_mapping("metadata", metadata)
+    check_mapping('config["metadata"]', config.get("metadata"))
+    kept: dict[str, Any] = {k: v for k, v in (metadata or {}).items() if k != "writes"}
     for source in (config.get("metadata"), config.get("configurable")):
         for key, value in (source or {}).items():
-            if key in kept or key in EXCLUDED_METADATA_KEYS or key.startswith("__") or key == "writes":
+            if key in kept or key in EXCLUDED_METADATA_KEYS or str(key).startswith("__") or key == "writes":
                 continue
             if isinstance(value, (str, int, float)):
                 kept[key] = value

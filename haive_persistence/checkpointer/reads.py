@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import ABOVE_ALL_IDS, Address, encode_id, listing_key
+from haive_persistence.checkpointer.damage import DamagedCheckpoint
+from haive_persistence.checkpointer.ids import (
+    ABOVE_ALL_IDS,
+    Address,
+    check_limit,
+    check_mapping,
+    checkpoint_id_of,
+    configurable_of,
+    decode_id,
+    listing_key,
+    thread_key,
+)
 from haive_persistence.checkpointer.metadata import contains, filter_signature
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.thread_reader import (
@@ -22,6 +33,7 @@ from haive_persistence.checkpointer.thread_reader import (
     open_rows,
 )
 from haive_persistence.db.protocol import Db, Query
+from haive_persistence.errors import CodecError, TamperedError, WrongKeyError
 from haive_persistence.keys import Sealing
 
 PAGE = 64
@@ -38,7 +50,9 @@ class Reads:
         return await self._context.with_all_keys(db, lambda: self._get_tuple(db, config))
 
     async def _get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
-        address = Address(config, self._context.tenant)
+        return await self._read(db, Address(config, self._context.tenant))
+
+    async def _read(self, db: Db, address: Address) -> CheckpointTuple | None:
         codec = await self._context.codec(db)
         params: dict[str, Any] = {"thread": address.thread, "ns_key": address.ns_key}
         name = "get_latest"
@@ -108,6 +122,7 @@ class Reads:
         before: Config | None,
         limit: int | None,
     ) -> AsyncIterator[CheckpointTuple]:
+        check_mapping("filter", filter)
         name, params, thread_id = self._list_query(config, before)
         queries = self._context.queries
         query = whole = queries.render(name, signature_check="")
@@ -115,13 +130,11 @@ class Reads:
         if signature is not None:
             query = queries.render(name, signature_check=queries.part("has_signature"))
             params |= signature
-        left = limit
+        left = check_limit(limit)
         while left is None or left > 0:
             size = PAGE if left is None or (filter and signature is None) else min(PAGE, left)
             wanted = {**params, "limit": size}
-            page = await self._context.with_all_keys(
-                db, partial(self._page, db, query, wanted, filter, thread_id)
-            )
+            page = await self._checked_page(db, query, wanted, filter, thread_id)
             for found in page.tuples:
                 yield found
                 if left is not None:
@@ -140,7 +153,7 @@ class Reads:
             # Under another key, signatures are others: reading any checkpoint raises the error for it.
             params |= {"after_id": None, "limit": 1}
             params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
-            await self._context.with_all_keys(db, partial(self._page, db, whole, params, None, None))
+            await self._checked_page(db, whole, params, None, None)
 
     async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
         codec = await self._context.codec(db)
@@ -154,8 +167,8 @@ class Reads:
         params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
         params["first_key"] = listing_key(self._context.tenant, b"")
         params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
-        if before is not None and (given := (before.get("configurable") or {}).get("checkpoint_id")):
-            params["before"] = encode_id(given)
+        if before is not None:
+            params["before"] = checkpoint_id_of(configurable_of(before, "before"))
         if config is None:
             return "list_all", params, None
         address = Address(config, self._context.tenant)
@@ -164,6 +177,53 @@ class Reads:
         if address.checkpoint_id is not None:
             return "list_one", params | {"id": address.checkpoint_id}, address.given_thread_id
         return "list_thread" if any_ns else "list_namespace", params, address.given_thread_id
+
+    async def _checked_page(
+        self,
+        db: Db,
+        query: Query,
+        params: dict[str, Any],
+        filter: Mapping[str, Any] | None,
+        thread_id: Any,
+    ) -> Page:
+        """A page; where all threads are listed, with those checkpoints marked that cannot be read."""
+        try:
+            return await self._context.with_all_keys(
+                db, partial(self._page, db, query, params, filter, thread_id)
+            )
+        except CodecError:
+            if thread_id is not None:
+                raise
+        rows = await db.fetch_all(query, params, idempotent=True)
+        thread_ids = {thread: text for kind, thread, *_, text, _ in rows if kind == "t"}
+        keys = [(thread, ns_key, id_) for kind, thread, ns_key, id_, *_ in rows if kind == "c"]
+        tuples = [
+            await self._read_or_mark(db, Address.of_row(thread, thread_ids[thread], ns_key, id_), filter)
+            for thread, ns_key, id_ in keys
+            if thread in thread_ids
+        ]
+        return Page([t for t in tuples if t is not None], Position(*keys[-1]) if keys else None, len(keys))
+
+    async def _read_or_mark(
+        self, db: Db, address: Address, filter: Mapping[str, Any] | None
+    ) -> CheckpointTuple | None:
+        codec = await self._context.codec(db)
+        try:
+            self._check_thread_id(address.thread, address.thread_id)
+            found = await self._context.with_all_keys(db, lambda: self._read(db, address))
+        except CodecError as error:
+            if isinstance(error, WrongKeyError) and not codec.keys.numbers:
+                raise  # this process has no key at all: it is not the row
+            damaged = DamagedCheckpoint.of(address.thread_id, decode_id(address.checkpoint_id or b""), error)
+            return None if filter else damaged
+        matches = found is not None and (not filter or contains(found.metadata, filter))
+        return found if matches else None
+
+    def _check_thread_id(self, thread: uuid.UUID, thread_id: str) -> None:
+        if thread_key(self._context.tenant, thread_id) != thread:
+            raise TamperedError(
+                f"the id {thread_id!r} is not that of the thread it stands at: a row was changed"
+            )
 
     async def _page(
         self,
@@ -178,7 +238,11 @@ class Reads:
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(query, params, idempotent=True)
             found, readers = open_rows(rows, lambda thread, epoch: self._context.reader(codec, thread, epoch))
-            last, size = (found[-1] if found else None), len(found)
+            last = Position(found[-1].thread, found[-1].ns_key, found[-1].id) if found else None
+            size = len(found)
+            if thread_id is None:
+                for stored in found:
+                    self._check_thread_id(stored.thread, stored.thread_id)
             try:
                 if filter:
                     await fetch_missing(db, readers, found, "metadata")
@@ -196,9 +260,19 @@ class Reads:
         raise again.final_error("a thread of those listed")
 
 
+class Position(NamedTuple):
+    """Where a page of a listing ends."""
+
+    thread: uuid.UUID
+    ns_key: int
+    id: bytes
+
+
 class Page(NamedTuple):
+    """A page of a listing; `size` counts what the filter left out too."""
+
     tuples: Sequence[CheckpointTuple]
-    last: StoredCheckpoint | None
+    last: Position | None
     size: int
 
 

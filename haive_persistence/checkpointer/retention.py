@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from haive_persistence.checkpointer.context import TenantContext
-from haive_persistence.checkpointer.ids import ROOT_NS_KEY, encode_id, run_key
+from haive_persistence.checkpointer.ids import (
+    ROOT_NS_KEY,
+    check_list,
+    encode_id,
+    run_key,
+    shown,
+    thread_id_text,
+)
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import Bindings, bindings_of
@@ -43,7 +50,7 @@ class Retention:
         self._queries = context.queries
 
     async def delete_threads(self, db: Db, thread_ids: Iterable[object]) -> None:
-        keys = [self._context.thread_key(t) for t in thread_ids]
+        keys = [self._context.thread_key(t) for t in check_list("thread_ids", thread_ids)]
         if not keys:
             return
         names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
@@ -53,22 +60,21 @@ class Retention:
             self._context.cache.drop(key.bytes)
 
     async def prune(self, db: Db, thread_ids: Sequence[object], strategy: str) -> None:
-        if isinstance(thread_ids, (str, bytes)):
-            raise InvalidInputError("thread_ids must be a sequence of thread ids, not one string")
+        keys = [self._context.thread_key(t) for t in check_list("thread_ids", thread_ids)]
         if strategy == "delete":
             await self.delete_threads(db, thread_ids)
         elif strategy == "keep_latest":
-            for thread_id in thread_ids:
-                await self._rewrite(db, self._context.thread_key(thread_id), all_but_latest)
+            for key in keys:
+                await self._rewrite(db, key, all_but_latest)
         else:
-            raise InvalidInputError(f'unknown prune strategy {strategy!r}: use "keep_latest" or "delete"')
+            raise InvalidInputError(
+                f'unknown prune strategy {shown(strategy)}: use "keep_latest" or "delete"'
+            )
 
     async def delete_for_runs(self, db: Db, run_ids: Sequence[str]) -> None:
-        if isinstance(run_ids, (str, bytes)):
-            raise InvalidInputError("run_ids must be a sequence of run ids, not one string")
-        if not run_ids:
+        wanted = {thread_id_text(r, "run_id") for r in check_list("run_ids", run_ids)}
+        if not wanted:
             return
-        wanted = {str(r) for r in run_ids}
         codec = await self._context.latest_codec(db)
         keys = {"run_keys": [run_key(r, codec.blind("run_id", r)) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)

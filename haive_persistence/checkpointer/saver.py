@@ -24,6 +24,7 @@ from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.copy import Copying
 from haive_persistence.checkpointer.delta import DeltaHistory
+from haive_persistence.checkpointer.ids import shown
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
@@ -32,7 +33,7 @@ from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.db.protocol import run_sync
-from haive_persistence.errors import ConfigError
+from haive_persistence.errors import ConfigError, InvalidInputError
 from haive_persistence.keys import DataKeys, Sealings
 
 #: Tenants whose data keys and the like stay in memory.
@@ -237,10 +238,14 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """The version after `current`: the next integer, or text as imported threads have it."""
-        if isinstance(current, str):
-            number, _, fraction = current.partition(".")
-            return f"{int(number) + 1:032}.{fraction or '0'}"
-        return 1 if current is None else current + 1
+        if current is None:
+            return 1
+        if isinstance(current, (int, float)):
+            return current + 1
+        number, _, fraction = current.partition(".") if isinstance(current, str) else ("", "", "")
+        if not number.isdecimal() or len(number) > 100:
+            raise InvalidInputError(f"{shown(current)} is no version of a channel: versions are numbers")
+        return f"{int(number) + 1:032}.{fraction or '0'}"
 
     def rotate_encryption_key(self) -> int:
         """Wrap this tenant's data keys under the current `encryption_key`. No data is rewritten.

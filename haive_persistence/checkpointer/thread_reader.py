@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
 
+from haive_persistence.checkpointer.damage import raises_decode_error
 from haive_persistence.checkpointer.ids import decode_id
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
@@ -121,12 +122,14 @@ class ThreadReader:
 
     # --- opening rows
 
+    @raises_decode_error
     def open_sequence(self, no: int, payload: bytes) -> None:
         if no not in self.log.sequences:
             data = self._codec.open("piece", (self.thread, no), payload)
             self.log.record_pieces({no: data}, self.pieces)
             self.log.record_sequence(no, mf.decode_sequence(data))
 
+    @raises_decode_error
     def open_body(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
     ) -> records.Body:
@@ -139,6 +142,7 @@ class ThreadReader:
             )
         return body
 
+    @raises_decode_error
     def check_ancestors(
         self, checkpoints: Iterable[StoredCheckpoint], ancestors: Iterable[StoredCheckpoint], ended: bool
     ) -> None:
@@ -156,6 +160,7 @@ class ThreadReader:
                     "rows that a checkpoint was made from are missing: they were deleted from the database"
                 )
 
+    @raises_decode_error
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
         data = self._codec.open("pending_write", (self.thread, ns_key, checkpoint_id, no), payload)
         write = records.open_write(no, checkpoint_id, data)
@@ -166,6 +171,7 @@ class ThreadReader:
 
     # --- pieces
 
+    @raises_decode_error
     def needed(self, stored: Iterable[StoredCheckpoint], want: str = "all") -> set[int]:
         """The pieces of some checkpoints that are not known yet.
 
@@ -198,6 +204,8 @@ class ThreadReader:
     async def fetch(self, db: Executor, missing: set[int]) -> None:
         """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""
         numbers = sorted(missing)
+        if numbers and not (numbers[0] >= 0 and numbers[-1] < 1 << 63):
+            raise DecodeError("a row names a piece by a number that none can have: its data is damaged")
         for at in range(0, len(numbers), FETCH_AT_ONCE):
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
@@ -241,9 +249,11 @@ class ThreadReader:
             piece = self.pieces[no] = records.open_template(piece)
         return piece
 
+    @raises_decode_error
     def metadata(self, body: records.Body) -> dict[str, Any]:
         return records.decode_metadata(body, self.names(body), self.decoder)
 
+    @raises_decode_error
     def checkpoint_tuple(self, s: StoredCheckpoint) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
         names = self.names(s.body)
@@ -263,10 +273,12 @@ class ThreadReader:
             self.pending_writes(s.writes),
         )
 
+    @raises_decode_error
     def written(self, writes: Iterable[records.Write]) -> set[str]:
         """The channels that some writes are to."""
         return {name for w in writes for name in self.write_names(w).channels}
 
+    @raises_decode_error
     def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
         return [
             (decode_id(task), name, self.decoder.decode(m, base))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP, ChannelVersions, Checkpoint, CheckpointMetadata
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.ids import Address, encode_id, listing_key, run_key
+from haive_persistence.checkpointer.damage import MALFORMED
+from haive_persistence.checkpointer.ids import (
+    Address,
+    check_list,
+    check_mapping,
+    check_str,
+    encode_id,
+    listing_key,
+    run_key,
+    shown,
+)
 from haive_persistence.checkpointer.metadata import signature, stored_metadata
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.statements import ASKED, PLAINTEXT, SEALED, WriteStatements
@@ -30,7 +40,13 @@ from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, Bloc
 from haive_persistence.db import fork_safety
 from haive_persistence.db.driver import require_driver
 from haive_persistence.db.protocol import Db
-from haive_persistence.errors import CodecError, ConflictError, EncodeError, InvalidInputError
+from haive_persistence.errors import (
+    CodecError,
+    ConflictError,
+    EncodeError,
+    InvalidInputError,
+    PersistenceError,
+)
 from haive_persistence.keys import Sealing
 
 if TYPE_CHECKING:
@@ -81,6 +97,9 @@ class Writes:
         new_versions: ChannelVersions,
     ) -> dict[str, Any]:
         address = Address(config, self._context.tenant)
+        check_checkpoint(checkpoint)
+        check_mapping("new_versions", new_versions)
+        new_versions = new_versions or {}
         stored = stored_metadata(config, metadata)
         id_ = encode_id(checkpoint["id"])
         new = records.NewCheckpoint(id_, address.ns, address.checkpoint_id, checkpoint, stored, new_versions)
@@ -136,8 +155,10 @@ class Writes:
             raise InvalidInputError(
                 "put_writes needs the checkpoint_id of the checkpoint the writes belong to"
             )
+        writes = check_writes(writes)
         if not writes:
             return
+        check_str("task_path", task_path)
         new = records.NewWrites(
             address.checkpoint_id,
             encode_id(task_id, "task_id"),
@@ -215,6 +236,14 @@ class Writes:
                     ) from None
                 log.block = None
                 return None
+            except MALFORMED as error:
+                batch.rollback()
+                if isinstance(error, PersistenceError):
+                    raise
+                raise EncodeError(
+                    f"the checkpoint or its metadata cannot be stored ({type(error).__name__}: {error}): "
+                    "versions, names and ids must be text or numbers"
+                ) from error
             except BaseException:
                 batch.rollback()
                 raise
@@ -278,6 +307,29 @@ def _guard(codec: Sealing, log: ThreadLog) -> str:
     if codec.sealed:
         return SEALED
     return ASKED if log.exists and log.accepts_plaintext else PLAINTEXT
+
+
+def check_checkpoint(checkpoint: object) -> None:
+    """Raise InvalidInputError unless this is a checkpoint as LangGraph makes it."""
+    if not isinstance(checkpoint, Mapping):
+        raise InvalidInputError(f"checkpoint must be a dict, not {shown(checkpoint)}")
+    for key in ("v", "id", "ts", "channel_values", "channel_versions", "versions_seen"):
+        if key not in checkpoint:
+            raise InvalidInputError(
+                f"the checkpoint has no {key!r}: see langgraph.checkpoint.base.Checkpoint"
+            )
+    for key in ("channel_values", "channel_versions", "versions_seen"):
+        if not isinstance(checkpoint[key], Mapping):
+            raise InvalidInputError(f"the checkpoint's {key!r} must be a dict, not {shown(checkpoint[key])}")
+
+
+def check_writes(writes: object) -> list[tuple[str, Any]]:
+    """The writes of a task. Raises InvalidInputError unless they are pairs of a channel and a value."""
+    found: list[Any] = check_list("writes", writes)
+    for write in found:
+        if not isinstance(write, (tuple, list)) or len(write) != 2 or not isinstance(write[0], str):
+            raise InvalidInputError(f"each write must be (channel, value), not {shown(write)}")
+    return [(channel, value) for channel, value in found]
 
 
 def _group_commit() -> GroupCommit:

@@ -223,10 +223,10 @@ def _encode(encoder: Encoder, channel: str, value: Any) -> mf.Manifest:
 def open_body(data: bytes) -> Body:
     fields = mf.unpack(data)
     check_format(fields, "checkpoint")
-    try:
-        return Body._make(fields) if len(fields) == len(Body._fields) else Body(*fields)
-    except TypeError as exc:
-        raise DecodeError("a checkpoint's row has fields missing: its data is damaged") from exc
+    body = Body._make(fields) if len(fields) == len(Body._fields) else Body(*fields)
+    if type(body.base) is not int or type(body.template_offset) is not int:
+        raise DecodeError("a checkpoint's row names no template: its data is damaged")
+    return body
 
 
 def open_template(data: bytes) -> CheckpointNames | WriteNames:
@@ -326,5 +326,7 @@ def _text_of_error(channel: str, value: Any) -> Any:
 def open_write(no: int, checkpoint_id: bytes, data: bytes) -> Write:
     f = mf.unpack(data)
     check_format(f, "pending write")
+    if type(f[1]) is not int or type(f[2]) is not int:
+        raise DecodeError("a pending write's row names no template: its data is damaged")
     base = no - f[1]
     return Write(no, base, base + f[2], f[3] + id_time(checkpoint_id), f[4], f[5], f[6], f[7:])
