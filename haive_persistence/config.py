@@ -63,7 +63,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _setting(name: str, default: T, parse: Callable[[str], Any] = str) -> T:
-    """A dataclass field whose default is the environment's, read at construction."""
+    """A dataclass field that takes its default from the environment, read at construction."""
 
     def read() -> Any:
         text = os.environ.get(f"HAIVE_{name.upper()}")
@@ -159,7 +159,7 @@ def _encryption_of_environment() -> EncryptionConfig | None:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PersistenceConfig:
-    """Where the data lives and how connections to it behave.
+    """Settings of a database: where the data lives, and how connections to it behave.
 
     Durations are seconds, or text as Postgres reads it ("30s", "500ms"); sizes are text as
     Postgres reads it ("64MB"). None leaves the server's own setting alone.
@@ -173,7 +173,7 @@ class PersistenceConfig:
     embedded: bool = _setting("embedded", True, _boolean)
     #: The schema all tables live in. It need not be on the search_path.
     schema: str = _setting("schema", "haive")
-    #: Whose rows are seen and written unless `for_tenant` says otherwise.
+    #: The tenant that rows belong to unless `for_tenant` says otherwise.
     tenant: str = _setting("tenant", "default")
 
     #: Seals everything the user made, in the checkpointer and in the store; None stores in the clear.
@@ -288,7 +288,7 @@ class PersistenceConfig:
 
     @property
     def masked_connection_string(self) -> str:
-        """Where the data is, without secrets, to be shown."""
+        """The connection string without secrets, to be shown."""
         if self.connection_string is None:
             return "embedded"
         return mask_secrets(self.connection_string)

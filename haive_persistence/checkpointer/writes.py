@@ -137,8 +137,10 @@ class Writes:
         return _Encoded("put", params, record)
 
     async def _load_parent(self, db: Db, config: Config, address: Address, inherits: bool) -> None:
-        """Look at the parent, unless it is known: if channels have what it has, or the thread's log made room
-        for others, without which the pieces they share would be sent and stored again."""
+        """Read the parent, unless it is known, if the put depends on it.
+
+        It does if channels inherit from it, or if the log evicted pieces, which would be stored twice.
+        """
         log = self._context.cache.get(address.thread.bytes)
         if log is None:
             wanted = inherits or self._context.cache.has_evicted

@@ -173,14 +173,14 @@ def _refusal(error: psycopg.Error) -> str | None:
 
 
 def is_permanent(error: psycopg.Error) -> bool:
-    """Whether connecting again cannot help. (The server has been reached before.)"""
+    """True if connecting again cannot help, to a server that was reached before."""
     if error.sqlstate is not None:
         return error.sqlstate[:2] not in ("08", "53", "57")
     return not isinstance(error, psycopg.OperationalError) or bool(_PERMANENT.search(str(error)))
 
 
 def is_starting(error: psycopg.Error) -> bool:
-    """Whether the server is there but not ready. (It has not been reached before.)"""
+    """True if the server is there but not ready; it has not been reached before."""
     return bool(_STARTING.search(str(error)))
 
 
