@@ -258,7 +258,7 @@ def test_a_port_that_is_taken_is_said(home: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(EmbeddedServerError, match="Address already in use"):
-            embedded.attach(home, {"port": str(other.getsockname()[1])})
+            embedded.attach(home, {"listen_addresses": "127.0.0.1", "port": str(other.getsockname()[1])})
     assert not runs(home)
 
 
@@ -363,8 +363,8 @@ def test_root_is_told_when_the_server_could_not_get_at_its_directory(empty_home:
 @pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
 def test_binaries_out_of_reach_are_brought_within(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = files.binaries().parent
-    reach = files._may_enter
-    monkeypatch.setattr(files, "_may_enter", lambda path, account: path != installed and reach(path, account))
+    reach, place = files._may_enter, installed.stat().st_ino
+    monkeypatch.setattr(files, "_may_enter", lambda found, who: found.st_ino != place and reach(found, who))
     server = embedded.attach(empty_home)
     running = Path(os.readlink(f"/proc/{postmaster(empty_home)}/exe"))
     assert running.is_relative_to(empty_home)
@@ -411,19 +411,144 @@ def test_long_path_still_has_a_socket(empty_home: Path) -> None:
     server = embedded.attach(data)
     with psycopg.connect(server.dsn()) as conn:
         assert conn.info.host.startswith(tempfile.gettempdir())
-    with psycopg.connect(server.dsn(tcp=True)) as conn:
-        assert conn.info.host == "127.0.0.1"
     socket_dir = Path(server._postmaster().socket_dir)
     server.close()
     shutil.rmtree(socket_dir)
 
 
 def test_password_is_wanted_on_both_ways_in(home: Path) -> None:
-    server = embedded.attach(home)
+    server = embedded.attach(home, {"listen_addresses": "127.0.0.1"})
     for dsn in (server.dsn(), server.dsn(tcp=True)):
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(psycopg.conninfo.make_conninfo(dsn, password="wrong"))
     server.close()
+
+
+def test_no_tcp_and_no_locks_for_others(home: Path) -> None:
+    server = embedded.attach(home)
+    with pytest.raises(EmbeddedServerError, match="listen_addresses"):
+        server.dsn(tcp=True)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", server._postmaster().port)) != 0
+    assert set(modes(*home.glob("*.lock"))) == {0o600}
+    assert len(list(home.glob("*.lock"))) == 4
+    server.close()
+
+
+def test_locks_that_others_could_open_are_closed_to_them(home: Path) -> None:
+    for path in home.glob("*.lock"):
+        path.chmod(0o666)
+    embedded.attach(home).close()
+    assert set(modes(*(path for path in home.glob("*.lock") if path.name != "watchdog.lock"))) == {0o600}
+
+
+# -- a data directory of somebody else's, who puts traps into it ----------------------------------
+
+AS_ROOT = pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
+SOMEBODY = 65534
+
+
+@pytest.fixture
+def victim() -> Iterator[Path]:
+    """A directory of root's with a file in it, which must stay as they are."""
+    with temporary() as directory:
+        directory.chmod(0o755)
+        (directory / "file").write_text("root's\n")
+        (directory / "file").chmod(0o644)
+        before = look_at(directory)
+        yield directory
+        assert look_at(directory) == before
+
+
+def look_at(directory: Path) -> list[tuple[object, ...]]:
+    paths = [directory, *sorted(directory.rglob("*"))]
+    facts = [(path, path.lstat().st_mode, path.lstat().st_uid, path.lstat().st_nlink) for path in paths]
+    return [*facts, (directory / "file").read_text()]  # type: ignore[list-item]
+
+
+@AS_ROOT
+@pytest.mark.parametrize("name", ["run", "pgdata", "pgdata.new", "postgres.new"])
+def test_root_follows_no_link_to_a_directory(empty_home: Path, victim: Path, name: str) -> None:
+    (empty_home / name).symlink_to(victim)
+    os.chown(empty_home, SOMEBODY, SOMEBODY)
+    with contextlib.suppress(EmbeddedServerError):
+        embedded.attach(empty_home).close()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("target", ["file", "new"])
+@pytest.mark.parametrize(
+    "name",
+    ["users.lock", "start.lock", "server.lock", "watchdog.lock", "server.log", "settings.conf", "password"],
+)
+def test_root_follows_no_link_to_a_file(empty_home: Path, victim: Path, name: str, target: str) -> None:
+    (empty_home / name).symlink_to(victim / target)
+    os.chown(empty_home, SOMEBODY, SOMEBODY)
+    with contextlib.suppress(EmbeddedServerError):
+        embedded.attach(empty_home).close()
+    if (empty_home / name).is_symlink():
+        (empty_home / name).unlink()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("name", ["server.log", "users.lock"])
+def test_root_writes_to_no_second_name_of_a_file(empty_home: Path, victim: Path, name: str) -> None:
+    (empty_home / name).hardlink_to(victim / "file")
+    before = (victim / "file").stat()
+    os.chown(empty_home, SOMEBODY, SOMEBODY)
+    with pytest.raises(EmbeddedServerError, match="second name"):
+        embedded.attach(empty_home)
+    assert (victim / "file").stat().st_mode == before.st_mode
+    (empty_home / name).unlink()
+
+
+@AS_ROOT
+def test_root_waits_for_no_pipe(empty_home: Path) -> None:
+    os.mkfifo(empty_home / "users.lock")
+    os.chown(empty_home, SOMEBODY, SOMEBODY)
+    with pytest.raises(EmbeddedServerError):
+        embedded.attach(empty_home)
+
+
+@AS_ROOT
+def test_root_follows_nobodys_link_to_the_data_directory(empty_home: Path, victim: Path) -> None:
+    link = empty_home / "data"
+    link.symlink_to(victim)
+    os.lchown(link, SOMEBODY, SOMEBODY)
+    with pytest.raises(EmbeddedServerError, match="link"):
+        embedded.attach(link)
+
+
+@AS_ROOT
+def test_root_stops_no_process_but_the_servers(empty_home: Path) -> None:
+    os.chown(empty_home, SOMEBODY, SOMEBODY)
+    server = embedded.attach(empty_home)
+    path, real = empty_home / "pgdata" / "postmaster.pid", postmaster(empty_home)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([f"{other.pid}\n", *lines[1:]]))
+    server.close()
+    os.kill(real, signal.SIGINT)
+    until(lambda: not runs(empty_home))
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@AS_ROOT
+def test_binaries_are_not_copied_into_somebody_elses_directory(
+    empty_home: Path, victim: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    installed = files.binaries().parent
+    reach, place = files._may_enter, installed.stat().st_ino
+    monkeypatch.setattr(files, "_may_enter", lambda found, who: found.st_ino != place and reach(found, who))
+    with temporary() as shared:
+        monkeypatch.setattr(files, "SHARED_BINARIES", shared / "binaries")
+        os.chown(empty_home, SOMEBODY, SOMEBODY)
+        server = embedded.attach(empty_home)
+        running = Path(os.readlink(f"/proc/{postmaster(empty_home)}/exe"))
+        assert running.is_relative_to(shared)
+        server.close()
 
 
 # -- settings and tools -------------------------------------------------------------------------
@@ -453,8 +578,15 @@ def test_settings_of_the_call_the_file_and_the_environment(
 
 
 def test_command_line(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data-dir", str(home), "--dsn"]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "does not run" in said.err
+    server = embedded.attach(home)
     assert main(["--data-dir", str(home), "--dsn"]) == 0
-    assert capfd.readouterr().out.startswith("host=")
+    with psycopg.connect(capfd.readouterr().out.strip()) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+    server.close()
     assert main(["--data-dir", str(home), "--psql", "-Atc", "SELECT 6 * 7"]) == 0
     assert capfd.readouterr().out == "42\n"
     assert not runs(home)
@@ -468,9 +600,9 @@ def test_command_line_that_runs_it(home: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=deaf
     )
     try:
-        said = [process.stdout.readline().partition(":") for _ in range(3)]
+        said = [process.stdout.readline().partition(":") for _ in range(2)]
         lines = {name: rest.strip() for name, _, rest in said}
-        with psycopg.connect(lines["TCP"]) as conn:
+        with psycopg.connect(lines["socket"]) as conn:
             assert conn.execute("SELECT 1").fetchone() == (1,)
         ask = f"{lines['psql']} -Atc 'SELECT 42'"
         answer = subprocess.run(ask, shell=True, capture_output=True, text=True, check=True)

@@ -24,7 +24,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -46,6 +45,10 @@ _LOG_LIMIT_BYTES = 10_000_000
 _STARTS = 10  # of a server that ends at once
 LOG_INTERVAL_S = 5.0  # seconds between two words about waiting
 _OURS = {"data_directory", "unix_socket_directories", "external_pid_file"}
+_SETTINGS_FILE = """\
+# Settings of your own for this Postgres, such as: shared_buffers = '1GB'
+# It listens to its socket only. For programs that need TCP: listen_addresses = '127.0.0.1'
+"""
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # C, because the cluster brings its own C.UTF-8 and macOS does not.
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
@@ -64,12 +67,20 @@ def attach(
     call starts it. Waits for crash recovery however long that takes, and logs that it waits.
     Raises EmbeddedServerError.
     """
-    root = Path(files.default_data_dir() if data_dir is None else data_dir).expanduser().absolute()
+    root = files.find_root(Path(files.default_data_dir() if data_dir is None else data_dir))
     with _attached_lock:
         server = _attached.get(root) or EmbeddedServer(root)
         server.enter(settings or {})
         _attached[root] = server
         return server
+
+
+def running_dsn(data_dir: str | os.PathLike[str] | None = None) -> str:
+    """The connection string of a server that runs. Raises EmbeddedServerError if it does not."""
+    server = EmbeddedServer(files.find_root(Path(files.default_data_dir() if data_dir is None else data_dir)))
+    if not server.is_ready():
+        raise EmbeddedServerError(f"the embedded server in {server.root} does not run")
+    return server.dsn()
 
 
 class EmbeddedServer:
@@ -108,7 +119,7 @@ class EmbeddedServer:
         self._users += 1
 
     def close(self) -> None:
-        """Let go of the server. When nobody is left, in any process, it is stopped."""
+        """Detach from the server. The last user to do so, of all processes, stops it."""
         with _attached_lock:
             if self._users > 0:
                 self._users -= 1
@@ -137,13 +148,13 @@ class EmbeddedServer:
 
     def ensure_running(self) -> None:
         """Return when the server takes connections; start it if need be."""
-        if self._ready():
+        if self.is_ready():
             return
         with self._lock_for_start():
             child: subprocess.Popen[Any] | None = None
             began = said = time.monotonic()
             starts = 0
-            while not self._ready():
+            while not self.is_ready():
                 if child is None or child.poll() is not None:
                     if starts == _STARTS:
                         self._explain(hopeless=True)
@@ -183,10 +194,9 @@ class EmbeddedServer:
         self._check_cluster()
         sockets = files.socket_directory(self.root, self._account)
         # Nobody holds the server's lock, so these are stale; Postgres would go by the process ids in them.
-        for stale in (self.pgdata / "postmaster.pid", *sockets.glob(".s.PGSQL.*")):
-            stale.unlink(missing_ok=True)
+        files.remove(self.pgdata / "postmaster.pid")
+        files.remove_sockets(sockets)
         settings = {
-            "listen_addresses": "127.0.0.1",
             "port": str(_free_port(self._last_port())),
             # A list, where a comma would begin another.
             "unix_socket_directories": '"{}"'.format(str(sockets).replace('"', '""')),
@@ -224,7 +234,7 @@ class EmbeddedServer:
 
     def _explain(self, *, hopeless: bool = False) -> None:
         """The server we started has ended: say why, unless another try is worth it."""
-        tail = (self.root / "server.log").read_text(errors="replace")[-2000:]
+        tail = files.read_own(self.root / "server.log")[-2000:]
         chosen = "port" in self._settings  # otherwise another program may have taken the one that was free
         if hopeless or chosen or "Address already in use" not in tail.rpartition("starting PostgreSQL")[2]:
             raise EmbeddedServerError(f"the embedded server in {self.root} did not start:\n{tail}")
@@ -233,7 +243,7 @@ class EmbeddedServer:
         """Make the cluster, whole or not at all."""
         logger.info("creating the embedded database in %s", self.root)
         fresh, secret = self.root / "pgdata.new", self.root / "password.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        files.remove_tree(fresh)
         files.make_directory(fresh, self._account)
         password = secrets.token_urlsafe(24)
         files.write_secret(self.root / "password", password)
@@ -243,30 +253,32 @@ class EmbeddedServer:
             "--auth=scram-sha-256", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
             # Iterations slow down guessing. This password is 192 random bits; 4096 cost 3 ms per connection.
             "-c", "scram_iterations=1",
+            # Only who may enter the socket's directory gets as far as the password.
+            "-c", "listen_addresses=",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, check=False, **self._as_server(lock))
-        secret.unlink()
+        files.remove(secret)
         if done.returncode:
             raise EmbeddedServerError(
                 f"initdb failed in {self.root}:\n{done.stderr.decode(errors='replace')}"
             )
         own = self.root / "settings.conf"
-        if not own.exists():
-            own.write_text("# Settings of your own for this Postgres, such as: shared_buffers = '1GB'\n")
-            own.chmod(0o644)
-        with (fresh / "postgresql.conf").open("a") as conf:
-            conf.write(f"scram_iterations = 4096\ninclude_if_exists '{_quoted(own)}'\n")
-        fresh.rename(self.pgdata)
+        with contextlib.suppress(FileExistsError):
+            files.write_new(own, _SETTINGS_FILE, 0o644)
+        files.append_own(
+            fresh / "postgresql.conf", f"scram_iterations = 4096\ninclude_if_exists '{_quoted(own)}'\n"
+        )
+        files.rename(fresh, self.pgdata)
 
     def _check_cluster(self) -> None:
-        version = (self.pgdata / "PG_VERSION").read_text().strip()
+        version = files.read_own(self.pgdata / "PG_VERSION").strip()
         if version != str(POSTGRES_VERSION):
             raise EmbeddedServerError(
                 f"the data in {self.root} was written by Postgres {version}, this is {POSTGRES_VERSION}: "
                 "dump it with the release that wrote it and restore the dump, or use another HAIVE_DATA_DIR"
             )
         with contextlib.suppress(OSError, IndexError, ValueError):
-            pid = int((self.pgdata / "postmaster.pid").read_text().split()[0])
+            pid = int(files.read_own(self.pgdata / "postmaster.pid").split()[0])
             if _is_postgres(pid, self.pgdata):
                 raise EmbeddedServerError(
                     f"another Postgres (process {pid}), not started from here, runs on {self.pgdata}: stop it"
@@ -276,13 +288,23 @@ class EmbeddedServer:
 
     def _stop(self) -> None:
         found = self._postmaster()
-        if found is None or not found.listens() or not self._is_ours():
+        if found is None or not found.listens() or not self._is_ours() or not self._may_stop(found.pid):
             return
         os.kill(found.pid, signal.SIGINT)  # a fast shutdown: ends sessions, writes everything out
         if self._child is not None:
             self._child.wait()
             self._child = None
         FileLock(self.root / "server.lock", SHARED).close()
+
+    def _may_stop(self, pid: int) -> bool:
+        """False for a process that is not the account's, whatever the account wrote into postmaster.pid."""
+        if self._account is None:
+            return True
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            return bool(psutil.Process(pid).uids().real == self._account.uid)
+        return False
 
     def _is_ours(self) -> bool:
         """False for a server that somebody started by hand: it may be used, but not stopped."""
@@ -298,14 +320,15 @@ class EmbeddedServer:
 
     # -- what is there ------------------------------------------------------------------------
 
-    def _ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """True if the server takes connections now."""
         found = self._postmaster()
         return found is not None and found.status == "ready" and found.listens()
 
     def _postmaster(self) -> _Postmaster | None:
         try:
-            lines = (self.pgdata / "postmaster.pid").read_text().splitlines()
-            return _Postmaster(int(lines[0]), int(lines[3]), lines[4], lines[7].strip())
+            lines = files.read_own(self.pgdata / "postmaster.pid").splitlines()
+            return _Postmaster(int(lines[0]), int(lines[3]), lines[4], lines[5].strip(), lines[7].strip())
         except PermissionError as error:
             raise EmbeddedServerError(
                 f"{self.root} belongs to another user, who may use it: run as that one, or choose another "
@@ -317,7 +340,7 @@ class EmbeddedServer:
     def _last_port(self) -> int | None:
         """The port of the last run, so that what people noted down stays true."""
         with contextlib.suppress(OSError):
-            if found := re.search(r'"port=(\d+)"', (self.pgdata / "postmaster.opts").read_text()):
+            if found := re.search(r'"port=(\d+)"', files.read_own(self.pgdata / "postmaster.opts")):
                 return int(found[1])
         return None
 
@@ -338,8 +361,8 @@ class EmbeddedServer:
     def _open_log(self) -> int:
         log = self.root / "server.log"
         with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_size > _LOG_LIMIT_BYTES:
-                log.rename(self.root / "server.log.1")
+            if log.lstat().st_size > _LOG_LIMIT_BYTES:
+                files.rename(log, self.root / "server.log.1")
         return files.open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     # -- how to reach it ----------------------------------------------------------------------
@@ -347,13 +370,18 @@ class EmbeddedServer:
     def dsn(self, dbname: str = "postgres", *, tcp: bool = False) -> str:
         """A connection string, password included, over the socket or over TCP on this machine.
 
-        Raises EmbeddedServerError if the server does not run.
+        Raises EmbeddedServerError if the server does not run, or does not listen to TCP.
         """
         found = self._postmaster()
         if found is None:
             raise EmbeddedServerError(f"the embedded server in {self.root} does not run")
+        if tcp and not found.tcp_address:
+            raise EmbeddedServerError(
+                f"the embedded server in {self.root} listens to its socket only: write listen_addresses = "
+                "'127.0.0.1' into settings.conf there, or into HAIVE_EMBEDDED_SETTINGS, before it starts"
+            )
         host = "127.0.0.1" if tcp else _quoted(found.socket_dir)
-        password = (self.root / "password").read_text()
+        password = files.read_own(self.root / "password")
         return (
             f"host='{host}' port={found.port} user={SUPERUSER} dbname='{_quoted(dbname)}' password={password}"
         )
@@ -364,7 +392,7 @@ class EmbeddedServer:
         if found is None:
             raise EmbeddedServerError(f"the embedded server in {self.root} does not run")
         tool = str(files.binaries() / "psql")
-        password = (self.root / "password").read_text()
+        password = files.read_own(self.root / "password")
         command = [tool, "-h", found.socket_dir, "-p", str(found.port), "-U", SUPERUSER, "postgres"]
         return command, {"PGPASSWORD": password}
 
@@ -375,6 +403,7 @@ class _Postmaster(NamedTuple):
     pid: int
     port: int
     socket_dir: str
+    tcp_address: str
     status: str
 
     def listens(self) -> bool:

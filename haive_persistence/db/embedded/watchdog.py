@@ -24,9 +24,18 @@ def listening(root: str) -> int | None:
         return None
 
 
+def become_owner(root: str) -> None:
+    """Give up root's rights: the process to stop is named by a file that the server's account can change."""
+    owner = os.stat(f"{root}/pgdata", follow_symlinks=False)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
 def keep(root: str) -> None:
     """Wait until the server has no user, then stop it."""
-    mine = os.open(f"{root}/watchdog.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    mine = os.open(f"{root}/watchdog.lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,6 +43,7 @@ def keep(root: str) -> None:
     users = os.open(f"{root}/users.lock", os.O_RDONLY | os.O_NOFOLLOW)
     fcntl.flock(users, fcntl.LOCK_EX)
     server = os.open(f"{root}/server.lock", os.O_RDONLY | os.O_NOFOLLOW)
+    become_owner(root)
     try:
         fcntl.flock(server, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
