@@ -15,7 +15,9 @@ __all__ = [
     "Database",
     "EncryptionConfig",
     "PersistenceConfig",
+    "PersistenceError",
     "PostgresStore",
+    "SafeSerializer",
     "__version__",
 ]
 
@@ -25,13 +27,17 @@ _HOMES = {
     "Database": "haive_persistence.db",
     "EncryptionConfig": "haive_persistence.config",
     "PersistenceConfig": "haive_persistence.config",
+    "PersistenceError": "haive_persistence.errors",
+    "SafeSerializer": "haive_persistence.codec",
     "PostgresStore": "haive_persistence.store",
 }
 
 if TYPE_CHECKING:
     from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+    from haive_persistence.codec import SafeSerializer
     from haive_persistence.config import EncryptionConfig, PersistenceConfig
     from haive_persistence.db import Database
+    from haive_persistence.errors import PersistenceError
     from haive_persistence.store import PostgresStore
 
 

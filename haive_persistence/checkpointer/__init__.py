@@ -8,6 +8,7 @@ metadata.py       what is stored of metadata, and how filters compare
 retention.py      delete and prune
 copy.py           copy a thread
 damage.py         rows that cannot be read
+incumbent.py      settings and threads of langgraph-checkpoint-postgres
 context.py        one tenant's queries, codec and cache
 thread_reader.py  rows to `CheckpointTuple`s
 statements.py     variants of the writing statements

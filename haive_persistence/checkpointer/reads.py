@@ -22,6 +22,7 @@ from haive_persistence.checkpointer.ids import (
     listing_key,
     thread_key,
 )
+from haive_persistence.checkpointer.incumbent import LeftBehind
 from haive_persistence.checkpointer.metadata import contains, filter_signature
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.thread_reader import (
@@ -43,11 +44,15 @@ GC_MIN_PIECES = 500  # decoded at once, from which on the collector is told that
 class Reads:
     """Reads one tenant's threads."""
 
-    def __init__(self, context: TenantContext) -> None:
+    def __init__(self, context: TenantContext, left_behind: LeftBehind) -> None:
         self._context = context
+        self._left_behind = left_behind
 
     async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
-        return await self._context.with_all_keys(db, lambda: self._get_tuple(db, config))
+        found = await self._context.with_all_keys(db, lambda: self._get_tuple(db, config))
+        if found is None:
+            await self._left_behind.warn_once(db)
+        return found
 
     async def _get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
         return await self._read(db, Address(config, self._context.tenant))

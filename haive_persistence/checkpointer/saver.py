@@ -25,6 +25,7 @@ from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.copy import Copying
 from haive_persistence.checkpointer.delta import DeltaHistory
 from haive_persistence.checkpointer.ids import shown
+from haive_persistence.checkpointer.incumbent import LeftBehind, settings_of
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
@@ -45,6 +46,13 @@ class HasDatabase(Protocol):
 
     @property
     def database(self) -> Database: ...
+
+
+class PsycopgSource(Protocol):
+    """A psycopg connection, or a psycopg_pool pool, of either kind."""
+
+    @property
+    def closed(self) -> bool: ...
 
 
 class _Done:
@@ -78,6 +86,7 @@ class _Shared:
         self._cache = ProcessCache(config.cache_bytes)
         self._lock = threading.Lock()
         self._by_tenant: OrderedDict[str, _Parts] = OrderedDict()
+        self._incumbent: LeftBehind | None = None
         fork_safety.register(self)
 
     def after_fork(self) -> None:
@@ -96,10 +105,15 @@ class _Shared:
             self._by_tenant.move_to_end(database.tenant)
             return parts
 
+    def _left_behind(self, database: Database) -> LeftBehind:
+        if self._incumbent is None:
+            self._incumbent = LeftBehind(database.queries("incumbent"))
+        return self._incumbent
+
     def _build(self, database: Database) -> _Parts:
         queries, tenant = database.queries("checkpointer"), database.tenant
         context = TenantContext(queries, tenant, self._cache, self._keys)
-        reads = Reads(context)
+        reads = Reads(context, self._left_behind(database))
         return _Parts(
             self.serde,
             self._keys,
@@ -110,6 +124,41 @@ class _Shared:
             Retention(context),
             Copying(context),
         )
+
+
+def _checked_config(config: object) -> CheckpointConfig:
+    if config is None:
+        return CheckpointConfig()
+    if isinstance(config, CheckpointConfig):
+        return config
+    if isinstance(config, PersistenceConfig):
+        raise ConfigError("config= takes a CheckpointConfig: write Checkpointer(PersistenceConfig(…))")
+    if isinstance(config, Mapping):
+        names = ", ".join(f"{name}=…" for name in config)
+        raise ConfigError(f"config= takes a CheckpointConfig, not a dict: write CheckpointConfig({names})")
+    raise ConfigError(f"config= takes a CheckpointConfig, not a {type(config).__name__}")
+
+
+def _open_database(store: object) -> tuple[Database, bool]:
+    """The database to work on, and whether the saver is to close it."""
+    if isinstance(store, Database):
+        return store, False
+    if store is None or isinstance(store, (str, PersistenceConfig)):
+        return Database(store), True
+    database = getattr(store, "database", None)
+    if isinstance(database, Database):
+        return database, False
+    if (settings := settings_of(store)) is not None:
+        return Database(settings), True
+    hint = (
+        "write Checkpointer(config=CheckpointConfig(…))"
+        if isinstance(store, CheckpointConfig)
+        else (
+            "give a PostgresStore, a Database, a PersistenceConfig, a connection string, or nothing for the "
+            "embedded Postgres"
+        )
+    )
+    raise ConfigError(f"Checkpointer cannot keep its data in a {type(store).__name__}: {hint}")
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -123,6 +172,8 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     Args:
         store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
             string, or a `PersistenceConfig`. Left out: HAIVE_CONNECTION_STRING, or the embedded Postgres.
+            What `PostgresSaver` takes will do too, a psycopg connection or a psycopg_pool pool: its settings
+            are taken, and connections of its own are opened with them.
         config: Compression, encryption and memory.
         serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
             and constructs data types only.
@@ -133,26 +184,14 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def __init__(
         self,
-        store: HasDatabase | Database | PersistenceConfig | str | None = LEFT_OUT,
+        store: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
         *,
         config: CheckpointConfig | None = None,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde or SafeSerializer())
-        self.config = config or CheckpointConfig()
-        self._owns_database = False
-        if isinstance(store, Database):
-            self._database = store
-        elif store is None or isinstance(store, (str, PersistenceConfig)):
-            self._database = Database(store)
-            self._owns_database = True
-        elif isinstance(getattr(store, "database", None), Database):
-            self._database = store.database
-        else:
-            raise ConfigError(
-                f"Checkpointer cannot keep its data in a {type(store).__name__}: give a PostgresStore, "
-                "a Database, a PersistenceConfig, a connection string, or nothing for the embedded Postgres"
-            )
+        self.config = _checked_config(config)
+        self._database, self._owns_database = _open_database(store)
         if (encryption := self.config.encryption()) is not None:
             self._database = self._sealed(store, encryption)
         self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
@@ -175,10 +214,18 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         """
         return cls(conn_string, **options)
 
+    def __repr__(self) -> str:
+        config = self._database.config
+        return (
+            f"<{type(self).__name__} {config.masked_connection_string!r} schema={config.schema!r} "
+            f"tenant={self._database.tenant!r}>"
+        )
+
     # --- life
 
     @property
     def database(self) -> Database:
+        """The database this saver works on, to be shared with a store."""
         return self._database
 
     def setup(self) -> Awaitable[None]:
@@ -276,6 +323,20 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     # --- blocking
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return a checkpoint with its values, metadata, parent and pending writes.
+
+        Args:
+            config: `{"configurable": {"thread_id": …}}`, which means the thread's latest checkpoint;
+                `checkpoint_ns` names a subgraph's, `checkpoint_id` a certain one.
+
+        Returns:
+            None if there is none. Values are the caller's own: changing them changes no other snapshot.
+
+        Raises:
+            InvalidInputError: If the config names no thread, or an id cannot be stored.
+            CodecError: If the stored rows are damaged, were changed, or need another encryption key.
+            DatabaseError: If the database cannot be reached or refuses; `is_transient` says whether to retry.
+        """
         return run_sync(self._parts.reads.get_tuple(self._database.blocking, config))
 
     def list(
@@ -286,6 +347,23 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
+        """Return checkpoints, newest first, read page by page while they are iterated.
+
+        Args:
+            config: The thread to list, or None for all threads of the tenant. Without `checkpoint_ns` it
+                includes the checkpoints of subgraphs.
+            filter: Metadata that a checkpoint must contain: dicts by key, lists as sets.
+            before: Only checkpoints with ids before this config's `checkpoint_id`.
+            limit: At most so many.
+
+        Returns:
+            An iterator. Where all threads are listed, one that cannot be read stands there as a
+            `DamagedCheckpoint`.
+
+        Raises:
+            InvalidInputError: If an argument is of another kind.
+            CodecError: If rows of the thread asked for are damaged, or need another encryption key.
+        """
         found = self._parts.reads.list(
             self._database.blocking, config, filter=filter, before=before, limit=limit
         )
@@ -298,15 +376,56 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        """Store a checkpoint. LangGraph calls this after each step.
+
+        Channels that are not in `new_versions` keep what the parent has, and parts that are stored already
+        are not stored again.
+
+        Args:
+            config: The thread, the namespace, and the parent's `checkpoint_id` if it has one.
+            checkpoint: Its `id` may be any text; ids sort by time.
+            metadata: Found again by `list(filter=…)`. Scalars of the config's metadata are added.
+            new_versions: The channels that changed since the parent, with their versions.
+
+        Returns:
+            The config that names the stored checkpoint.
+
+        Raises:
+            EncodeError: If a value cannot be stored. Nothing was committed; the text says what to write.
+            InvalidInputError: If an id or the checkpoint is malformed.
+            ConflictError: If the thread is pruned or deleted over and over meanwhile: try again.
+        """
         put = self._parts.writes.put(self._database.blocking, config, checkpoint, metadata, new_versions)
         return cast(RunnableConfig, run_sync(put))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        """Store what one task wrote, before the checkpoint that is made from it.
+
+        Calling it again with the same task changes nothing, but for errors, interrupts and resumes, which
+        replace those of before.
+
+        Args:
+            config: Must name a `checkpoint_id`, which need not be stored yet.
+            writes: Pairs of a channel and a value.
+            task_id: The task's id.
+            task_path: Where it stands among the tasks of its step.
+
+        Raises:
+            EncodeError: If a value cannot be stored. Nothing was committed.
+            InvalidInputError: If there is no `checkpoint_id`, or a write is no pair.
+        """
         run_sync(self._parts.writes.put_writes(self._database.blocking, config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: Any) -> None:
+        """Delete a thread with all its checkpoints, subgraphs and pending writes.
+
+        Nothing happens if it does not exist. A run that still writes to it creates it again.
+
+        Args:
+            thread_id: A `str`, `int` or `UUID`.
+        """
         run_sync(self._parts.retention.delete_threads(self._database.blocking, [thread_id]))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -314,23 +433,71 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
         A checkpoint that holds what other runs gave to a `DeltaChannel` is kept: the writes of a run that
         resumed a deleted one, or the only snapshot of what is pruned.
+
+        Args:
+            run_ids: The `run_id`s in the checkpoints' metadata, a sequence.
+
+        Raises:
+            InvalidInputError: If it is no sequence, or an id cannot be stored.
+            CodecError: If rows of a thread are damaged or missing. Nothing of that thread was deleted.
         """
         run_sync(self._parts.retention.delete_for_runs(self._database.blocking, run_ids))
 
     def copy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
+        """Copy everything of one thread to another: checkpoints keep their ids, parents and history.
+
+        What the target has besides stays. Both threads can be written meanwhile; the copy is of one moment.
+
+        Args:
+            source_thread_id: The thread to copy.
+            target_thread_id: The thread to add it to; it is created if it is not there.
+
+        Raises:
+            NotFoundError: If there is no source thread in this tenant.
+            InvalidInputError: If both are the same thread.
+        """
         run_sync(self._parts.copying.copy_thread(self._database.blocking, source_thread_id, target_thread_id))
 
     def prune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
+        """Delete old checkpoints of some threads and give their space back.
+
+        Readers and writers go on meanwhile. Ids that are not stored are passed over.
+
+        Args:
+            thread_ids: The threads, a sequence.
+            strategy: "keep_latest" keeps the latest checkpoint of each namespace, and the ancestors that a
+                `DeltaChannel` is rebuilt from; subgraph calls go with the checkpoint they belong to. "delete"
+                deletes the threads.
+
+        Raises:
+            InvalidInputError: If the strategy is another one, or `thread_ids` no sequence.
+            CodecError: If rows of a thread are damaged or missing. Nothing of that thread was deleted.
+            ConflictError: If a thread changes faster than it can be read: try again.
+        """
         run_sync(self._parts.retention.prune(self._database.blocking, thread_ids, strategy))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what `DeltaChannel`s are rebuilt from. LangGraph calls this.
+
+        Args:
+            config: The checkpoint whose state is wanted.
+            channels: Names of channels.
+
+        Returns:
+            For each channel the writes since its last stored value, oldest first, and that value as `seed` if
+            there is one.
+
+        Raises:
+            TamperedError: If rows of a sealed thread are missing that the state was made from.
+        """
         return run_sync(self._parts.delta.read(self._database.blocking, config, channels))
 
     # --- asynchronous
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Do what `get_tuple` does, without blocking the event loop."""
         return await self._parts.reads.get_tuple(self._database.asynchronous, config)
 
     async def alist(
@@ -341,6 +508,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
+        """Do what `list` does, without blocking the event loop."""
         db = self._database.asynchronous
         async for found in self._parts.reads.list(db, config, filter=filter, before=before, limit=limit):
             yield found
@@ -352,6 +520,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        """Do what `put` does, without blocking the event loop."""
         db = self._database.asynchronous
         put = self._parts.writes.put(db, config, checkpoint, metadata, new_versions)
         return cast(RunnableConfig, await put)
@@ -359,23 +528,29 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        """Do what `put_writes` does, without blocking the event loop."""
         await self._parts.writes.put_writes(self._database.asynchronous, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: Any) -> None:
+        """Do what `delete_thread` does, without blocking the event loop."""
         await self._parts.retention.delete_threads(self._database.asynchronous, [thread_id])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Do what `delete_for_runs` does, without blocking the event loop."""
         await self._parts.retention.delete_for_runs(self._database.asynchronous, run_ids)
 
     async def acopy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
+        """Do what `copy_thread` does, without blocking the event loop."""
         await self._parts.copying.copy_thread(self._database.asynchronous, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
+        """Do what `prune` does, without blocking the event loop."""
         await self._parts.retention.prune(self._database.asynchronous, thread_ids, strategy)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
+        """Do what `get_delta_channel_history` does, without blocking the event loop."""
         return await self._parts.delta.read(self._database.asynchronous, config, channels)
 
 

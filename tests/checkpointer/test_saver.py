@@ -124,6 +124,9 @@ def test_thread_ids_that_users_pass(saver: Checkpointer, thread_id: Any) -> None
     assert values_of(saver, thread(thread_id)) == {"a": 1}
     assert values_of(saver, thread(str(thread_id))) == {"a": 1}
     assert len(list(saver.list(thread(thread_id)))) == 1
+    listed = list(saver.list(thread(thread_id)))
+    assert [type(t.config["configurable"]["thread_id"]) for t in listed] == [type(thread_id)]
+    assert [t.config for t in listed] == [config]
     saver.copy_thread(thread_id, "copy")
     saver.prune([thread_id])
     saver.delete_thread(thread_id)
