@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.config import EncryptionConfig, Secret
 from haive_persistence.errors import ConfigError
 
@@ -24,12 +25,17 @@ class CheckpointConfig:
     older_encryption_keys: Sequence[Secret] = field(default=(), repr=False)
     #: Memory for what this process knows of the threads it used last, about, in bytes.
     cache_bytes: int = 256 * 1024 * 1024
+    #: The most bytes that one read of a thread may unpack to; Python's objects take several times as much.
+    #: More is refused with a DecodeError before memory is asked for: a forged row may claim any size.
+    max_read_bytes: int = MAX_READ_BYTES
 
     def __post_init__(self) -> None:
         if self.compression not in (None, "zstd"):
             raise ConfigError(f'compression={self.compression!r}: use "zstd" or None')
         if self.cache_bytes < 0:
             raise ConfigError(f"cache_bytes={self.cache_bytes}: give the number of bytes, 0 or more")
+        if type(self.max_read_bytes) is not int or self.max_read_bytes < 1:
+            raise ConfigError(f"max_read_bytes={self.max_read_bytes!r}: give the number of bytes, 1 or more")
         if self.older_encryption_keys and self.encryption_key is None:
             raise ConfigError("older_encryption_keys need an encryption_key that is current")
         self.encryption()  # checks the keys

@@ -98,6 +98,7 @@ def _needed_by(reader: ThreadReader, walks: Mapping[str, Walk]) -> set[int]:
             for _, name, m, base in reader.ordered(s.writes):
                 if name == channel:
                     reader.add_missing(m, base, missing)
+        reader.check_named()
     return missing
 
 

@@ -82,7 +82,7 @@ class _Shared:
     def __init__(self, serde: SerializerProtocol, config: CheckpointConfig, data_keys: DataKeys) -> None:
         self.serde = serde
         self._config = config
-        self._keys = Sealings(data_keys, serde, config.compression)
+        self._keys = Sealings(data_keys, serde, config.compression, config.max_read_bytes)
         self._cache = ProcessCache(config.cache_bytes)
         self._lock = threading.Lock()
         self._by_tenant: OrderedDict[str, _Parts] = OrderedDict()

@@ -18,10 +18,11 @@ from haive_persistence.checkpointer.ids import decode_id
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_of, missing_row
-from haive_persistence.checkpointer.storage.decoder import Decoder
+from haive_persistence.checkpointer.storage.decoder import Decoder, piece_size
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import ranges
+from haive_persistence.codec.limits import Budget
 from haive_persistence.codec.seal import is_sealed
 from haive_persistence.db.protocol import Executor, Query
 from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
@@ -114,6 +115,9 @@ class ThreadReader:
         self._codec = codec
         self._queries = queries
         self.decoder = Decoder(codec.codec, log)
+        self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
+        self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
+        self._repeated: list[list[tuple[int, int]]] = []  # per checkpoint that names pieces more than once
 
     def settle(self) -> None:
         """Charge the process's cache with what this read added to it; it may evict what others use."""
@@ -127,7 +131,7 @@ class ThreadReader:
         if no not in self.log.sequences:
             data = self._codec.open("piece", (self.thread, no), payload)
             self.log.record_pieces({no: data}, self.pieces)
-            self.log.record_sequence(no, mf.decode_sequence(data))
+            self.log.record_sequence(no, mf.decode_sequence(data, self._budget))
 
     @raises_decode_error
     def open_body(
@@ -180,6 +184,7 @@ class ThreadReader:
         pieces = self.pieces
         missing: set[int] = set()
         for s in stored:
+            self.check_named()
             if s.body.template not in pieces:
                 missing.add(s.body.template)
             for m in _wanted(s.body, want):
@@ -189,17 +194,43 @@ class ThreadReader:
                     missing.add(w.template)
                 for m in w.manifests if want != "metadata" else ():
                     self.add_missing(m, w.base, missing)
+        self.check_named()
         return missing
 
     def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
+        """Add the pieces of a manifest that are not known yet; `check_named` is to follow."""
         if type(manifest) is not list or not manifest:
             return
-        pieces = self.pieces
+        pieces, budget = self.pieces, Budget(self._budget.limit)
         try:
             for start, count in mf.piece_numbers(manifest, base, self.log.sequences):
+                budget.spend(count * mf.NUMBER_BYTES)
+                self._named.append((start, count))
                 missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
         except KeyError as exc:
             raise StaleRead(self) from exc
+
+    def check_named(self) -> None:
+        """Note the pieces that a checkpoint names more than once: each takes memory as often."""
+        named, self._named = sorted(self._named), []
+        end = None
+        for start, count in named:
+            if end is not None and start < end:
+                self._repeated.append(named)
+                return
+            end = start + count
+
+    def _check_repeated(self) -> None:
+        """Raise DecodeError if pieces are named so often that their values would take too much memory."""
+        repeated, self._repeated = self._repeated, []
+        for named in repeated:
+            budget = Budget(self._budget.limit)
+            sizes: dict[int, int] = {}
+            for start, count in named:
+                for no in range(start, start + count):
+                    if no not in sizes:
+                        sizes[no] = piece_size(self.pieces[no]) if no in self.pieces else 0
+                    budget.spend(sizes[no])
 
     async def fetch(self, db: Executor, missing: set[int]) -> None:
         """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""
@@ -210,6 +241,7 @@ class ThreadReader:
             part = numbers[at : at + FETCH_AT_ONCE]
             rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
             found = self._open_pieces(rows)
+            self._budget.spend(sum(map(len, found.values())))
             self.log.record_pieces(found, self.pieces)
             if len(rows) != len(part):
                 raise StaleRead(self)
@@ -256,6 +288,8 @@ class ThreadReader:
     @raises_decode_error
     def checkpoint_tuple(self, s: StoredCheckpoint) -> CheckpointTuple:
         """The checkpoint with values of its own; its pieces must be in memory."""
+        if self._repeated:
+            self._check_repeated()
         names = self.names(s.body)
         known = records.known_checkpoint(s.body, names)
         if s.body.bound is not None:
@@ -280,6 +314,8 @@ class ThreadReader:
 
     @raises_decode_error
     def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
+        if self._repeated:
+            self._check_repeated()
         return [
             (decode_id(task), name, self.decoder.decode(m, base))
             for task, name, m, base in self.ordered(writes)

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
-from haive_persistence.codec.compress import MAX_SIZE, check_name, compress, decompress, decompress_all
+from haive_persistence.codec.compress import check_name, compress, decompress, decompress_all
+from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.seal import (
     Keyring,
     Sealer,
@@ -58,23 +59,33 @@ class Codec:
 
     `serde` is any serialiser that LangGraph accepts (default: `SafeSerializer()`); `compression` is
     "zstd" or None; with a `sealer` everything is encrypted, and what is not encrypted is refused.
+    A read that would unpack to more than `max_read_bytes` is refused.
     """
 
     def __init__(
-        self, serde: Any = None, *, compression: str | None = "zstd", sealer: Sealer | None = None
+        self,
+        serde: Any = None,
+        *,
+        compression: str | None = "zstd",
+        sealer: Sealer | None = None,
+        max_read_bytes: int = MAX_READ_BYTES,
     ) -> None:
         check_name(compression)
         self.serde: SerializerProtocol = maybe_add_typed_methods(SafeSerializer() if serde is None else serde)
         self.compression = compression
         self.sealer = sealer
+        self.max_read_bytes = max_read_bytes
 
     def with_serde(self, serde: Any) -> Codec:
         """The same codec with another serialiser (what a saver's `with_allowlist` needs)."""
-        return Codec(serde, compression=self.compression, sealer=self.sealer)
+        return self._changed(serde, self.sealer)
 
     def with_sealer(self, sealer: Sealer | None) -> Codec:
         """The same codec with another tenant's keys, or newer ones."""
-        return Codec(self.serde, compression=self.compression, sealer=sealer)
+        return self._changed(self.serde, sealer)
+
+    def _changed(self, serde: Any, sealer: Sealer | None) -> Codec:
+        return Codec(serde, compression=self.compression, sealer=sealer, max_read_bytes=self.max_read_bytes)
 
     def dump(self, value: Any) -> bytes:
         """Serialise: one byte of type tag, then the serialiser's bytes.
@@ -104,18 +115,19 @@ class Codec:
         packed = compress(data, self.compression)
         return packed if self.sealer is None else self.sealer.seal(packed, aad)
 
-    def unpack(self, stored: bytes, aad: bytes, *, max_size: int = MAX_SIZE) -> bytes:
-        """Undo `pack`: authenticate first, then decompress to at most `max_size` bytes.
+    def unpack(self, stored: bytes, aad: bytes, *, max_size: int | None = None) -> bytes:
+        """Undo `pack`: authenticate first, then decompress to at most `max_size` bytes (or `max_read_bytes`).
 
         Raises DecodeError if damaged, too large or written by a newer version; with keys also
         PlaintextRefusedError, WrongKeyError and TamperedError (see `Sealer.open`). Without keys,
         WrongKeyError if it is sealed.
         """
-        return decompress(self._opened(stored, aad), max_size=max_size)
+        limit = self.max_read_bytes if max_size is None else max_size
+        return decompress(self._opened(stored, aad), max_size=limit)
 
     def unpack_all(self, stored: Iterable[bytes], aads: Iterable[bytes]) -> list[bytes]:
-        """`unpack` for many at once."""
-        return decompress_all(list(map(self._opened, stored, aads)))
+        """`unpack` for many at once, to at most `max_read_bytes` in all."""
+        return decompress_all(list(map(self._opened, stored, aads)), max_size=self.max_read_bytes)
 
     def _opened(self, stored: bytes, aad: bytes) -> bytes:
         if self.sealer is not None:

@@ -40,9 +40,12 @@ def pattern(source: Any, flags: Any) -> re.Pattern[Any]:
         raise ValueError("not a pattern")
     if len(source) > _MAX_PATTERN:
         raise ValueError(f"a stored pattern of more than {_MAX_PATTERN:,} characters is not compiled")
-    if sum(_ranges(_parser.parse(source, flags))) > _MAX_RANGES:
-        raise ValueError("a stored pattern of so large ranges of characters is not compiled")
-    return re.compile(source, flags)
+    try:
+        if sum(_ranges(_parser.parse(source, flags))) > _MAX_RANGES:
+            raise ValueError("a stored pattern of so large ranges of characters is not compiled")
+        return re.compile(source, flags)
+    except RecursionError:
+        raise ValueError("a stored pattern of so many groups in groups is not compiled") from None
 
 
 def _ranges(parsed: Any) -> Iterator[int]:

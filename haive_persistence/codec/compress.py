@@ -97,24 +97,27 @@ def decompress(data: bytes, *, max_size: int = MAX_SIZE) -> bytes:
     """Undo `compress`; DecodeError if damaged, of a newer format, or larger than `max_size` bytes."""
     if data[:1] == _RAW and len(data) - 1 <= max_size:
         return data[1:]
-    number, frame = _frame(data, max_size)
+    number, frame, _ = _frame(data, max_size)
     return _with_decompressor(number, lambda one: one.decompress(frame, allow_extra_data=False))
 
 
 def decompress_all(stored: Sequence[bytes], *, max_size: int = MAX_SIZE) -> list[bytes]:
-    """`decompress` of many, which gives up the interpreter's lock once instead of for each.
+    """`decompress` of many to at most `max_size` bytes in all; gives up the interpreter's lock once.
 
     Beside threads that compute, each time is one at which they may take it for 5 ms.
     """
     if not _ALL_AT_ONCE or len(stored) < _MANY:
-        return [decompress(data, max_size=max_size) for data in stored]
+        return _one_by_one(stored, max_size)
     out: list[bytes] = []
+    left = max_size
     frames: defaultdict[int, dict[int, bytes]] = defaultdict(dict)  # by dictionary, then place
     for place, data in enumerate(stored):
-        if data[:1] == _RAW and len(data) - 1 <= max_size:
+        if data[:1] == _RAW and len(data) - 1 <= left:
             out.append(data[1:])
+            left -= len(data) - 1
         else:
-            number, frame = _frame(data, max_size)
+            number, frame, size = _frame(data, left)
+            left -= size
             frames[number][place] = frame
             out.append(b"")
     for number, by_place in frames.items():
@@ -125,8 +128,16 @@ def decompress_all(stored: Sequence[bytes], *, max_size: int = MAX_SIZE) -> list
     return out
 
 
-def _frame(data: bytes, max_size: int) -> tuple[int, bytes]:
-    """The number of the dictionary and the whole frame of stored bytes that are not raw.
+def _one_by_one(stored: Sequence[bytes], max_size: int) -> list[bytes]:
+    out: list[bytes] = []
+    for data in stored:
+        out.append(decompress(data, max_size=max_size))
+        max_size -= len(out[-1])
+    return out
+
+
+def _frame(data: bytes, max_size: int) -> tuple[int, bytes, int]:
+    """The number of the dictionary, the whole frame and the unpacked size of stored bytes that are not raw.
 
     What would unpack to too much is refused before that much memory is asked for.
     """
@@ -140,10 +151,13 @@ def _frame(data: bytes, max_size: int) -> tuple[int, bytes]:
     except zstandard.ZstdError as exc:
         raise DecodeError(f"stored bytes are damaged: {exc}") from exc
     if size > max_size:
-        raise DecodeError(f"stored bytes would unpack to {size:,} bytes; at most {max_size:,} are accepted")
+        raise DecodeError(
+            f"stored bytes would unpack to {size:,} bytes; at most {max_size:,} are accepted: "
+            "if they are not damaged, raise max_read_bytes"
+        )
     if size > (packed // 4 + 1) * _BLOCK:
         raise DecodeError("stored bytes are damaged: they claim to unpack to more than they can")
-    return how - _NO_DICTIONARY, frame
+    return how - _NO_DICTIONARY, frame, size
 
 
 def _with_decompressor(number: int, use: Callable[[zstandard.ZstdDecompressor], T]) -> T:

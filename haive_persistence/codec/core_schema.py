@@ -39,9 +39,10 @@ class CodeNeededError(Exception):
 
 
 def core_schema(cls: type[BaseModel]) -> Any:
-    """The core schema of a class; of a class that is not complete yet, one that says it runs code."""
-    if not cls.__pydantic_complete__:
-        cls.model_rebuild(raise_errors=False)
+    """The core schema of a class; of a class that is not complete yet, one that says it runs code.
+
+    Completing it would evaluate its annotations.
+    """
     return cls.__pydantic_core_schema__ if cls.__pydantic_complete__ else {"type": "call"}
 
 

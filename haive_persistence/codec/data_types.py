@@ -110,7 +110,7 @@ def builder(cls: type, code: int, *, trusted: bool) -> Builder | None:
 
 
 def _classify(cls: type) -> _Kind | None:
-    if _acts(cls):
+    if cls in (BaseModel, RootModel) or _acts(cls):
         return None
     for recognises, codes, build, build_trusted in _KINDS:
         if recognises(cls):

@@ -33,7 +33,7 @@ from haive_persistence.codec import data_types, standard_types
 from haive_persistence.codec.core_schema import CodeNeededError
 from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
-from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_suspicious
+from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, check_depth, is_suspicious
 from haive_persistence.codec.standard_types import Builder, attribute
 from haive_persistence.codec.unbuilt import carry
 from haive_persistence.errors import DecodeError
@@ -47,6 +47,8 @@ _OPTIONS = ormsgpack.OPT_NON_STR_KEYS
 _MAX_WARNINGS = 1000
 _MAX_FOUND = 4096
 _LARGE = 64 * 1024
+_NESTABLE = 1024  # bytes; what is shorter cannot be nested deeply
+_DEEP, _MAX_LISTS = 4, 32  # from this level of extensions on, only so many levels of lists in each
 _MAX_COPIES, _MAX_COPIED_BYTES = 16, 1 << 30  # whichever allows more
 _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
@@ -69,9 +71,32 @@ class _State(threading.local):
     error: BaseException | None = None  # ormsgpack drops what a hook raises: kept here for `decode`
     open_bytes: int = 0  # large extensions being read, each a copy of a part of the one around it
     limit: int = 0
+    depth: int = 0  # extensions of some length being read; also reset by `decode`
 
 
 _state = _State()
+
+
+def _enter(data: bytes) -> None:
+    """Bounds what nested extensions take: each is a copy of a part of the one around it.
+
+    Each may also hold 1,024 levels of lists, and every level takes some of the stack.
+    """
+    _state.depth += 1
+    if _state.depth > _DEEP:
+        check_depth(data, _MAX_LISTS)
+    if len(data) >= _LARGE:
+        if not _state.open_bytes:
+            _state.limit = max(_MAX_COPIES * len(data), _MAX_COPIED_BYTES)
+        if _state.open_bytes + len(data) > _state.limit:
+            raise DecodeError("stored value is damaged: objects in objects would need too much memory")
+        _state.open_bytes += len(data)
+
+
+def _leave(data: bytes) -> None:
+    _state.depth -= 1
+    if len(data) >= _LARGE:
+        _state.open_bytes -= len(data)
 
 
 class Reader:
@@ -89,6 +114,7 @@ class Reader:
             return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
         except ormsgpack.MsgpackDecodeError as exc:
             error, _state.error = _state.error, None
+            _state.depth = _state.open_bytes = 0
             if isinstance(error, (DecodeError, MemoryError)):
                 raise error from None
             if isinstance(error, RecursionError) or str(error) == _NOT_ENTERED:
@@ -101,10 +127,12 @@ class Reader:
         try:
             if MUST_CHECK and is_suspicious(data):
                 check_counts(data)
-            if len(data) >= _LARGE:
-                parts = self._read_large(data)
-            else:
+            if len(data) < _NESTABLE:
                 parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+            else:
+                _enter(data)  # not around the next call: that would be one frame more per level
+                parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+                _leave(data)
             if code == EXT_PYDANTIC_V2:
                 if len(parts) > 3 and parts[3] == FIELDS:
                     code = data_types.EXT_FIELDS
@@ -122,30 +150,15 @@ class Reader:
                 _state.error = exc
             raise
 
-    def _read_large(self, data: bytes) -> Any:
-        """Bounds the memory of nested extensions: every level holds a copy of all inside it."""
-        if not _state.open_bytes:
-            _state.limit = max(_MAX_COPIES * len(data), _MAX_COPIED_BYTES)
-        if _state.open_bytes + len(data) > _state.limit:
-            raise DecodeError("stored value is damaged: objects in objects would need too much memory")
-        _state.open_bytes += len(data)
-        try:
-            return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
-        finally:
-            _state.open_bytes -= len(data)
-
     def build(self, code: int, parts: Any) -> Any:
         """The object that `parts` (module, name, payload, …) describes, or its `Plain` payload."""
         module, name, payload, extras = _read_parts(parts)
         known = self._found.get((code, module, name)) if not extras else None
-        if known is not None and attribute(module, name) is known[0]:
-            builder: Builder | None = known[1]
-        else:
-            builder = self._find(code, module, name, extras)
-        if builder is None:
-            return Plain(payload)
         try:
-            return builder(code, payload, extras)
+            if known is not None and attribute(module, name) is known[0]:
+                return known[1](code, payload, extras)
+            builder = self._find(code, module, name, extras)
+            return Plain(payload) if builder is None else builder(code, payload, extras)
         except (MemoryError, RecursionError):
             raise
         except CodeNeededError as exc:

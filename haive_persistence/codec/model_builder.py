@@ -130,6 +130,8 @@ def build_model(cls: type[BaseModel], fields: Any, *, trusted: bool) -> Any:
 
 
 def _validate_without_code(cls: type[BaseModel], fields: dict[str, Any]) -> Any:
+    if not cls.__pydantic_complete__:
+        raise CodeNeededError("it is not fully defined yet: call its model_rebuild()")
     try:
         value = fields["root"] if issubclass(cls, RootModel) else fields
         return validator_without_code(cls, construct).validate_python(value)

@@ -44,6 +44,23 @@ def check_counts(data: bytes) -> None:
         expected += values - 1
 
 
+def check_depth(data: bytes, limit: int) -> None:
+    """Raise ormsgpack.MsgpackDecodeError if lists and dicts are nested more than `limit` deep."""
+    at, left = 0, [1]  # per level: the values that are still to come
+    while left:
+        if at >= len(data):
+            raise ormsgpack.MsgpackDecodeError("more values are claimed than there are bytes")
+        size, values = _measure(data, at)
+        at += size
+        left[-1] -= 1
+        if values:
+            left.append(values)
+        while left and not left[-1]:
+            left.pop()
+        if len(left) > limit:
+            raise ormsgpack.MsgpackDecodeError("lists in objects in objects are nested too deeply")
+
+
 def _measure(data: bytes, at: int) -> tuple[int, int]:
     """The size of the value at `at`, without the values inside it, and how many those are."""
     first = data[at]

@@ -15,6 +15,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from haive_persistence.codec.decoding import AllowList, Reader
 from haive_persistence.codec.encoding import encode
 from haive_persistence.codec.legacy_json import JsonReader
+from haive_persistence.codec.stack import is_small, with_large_stack
+from haive_persistence.codec.unbuilt import count_unbuilt, unbuilt_count
 from haive_persistence.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -86,6 +88,18 @@ class SafeSerializer(JsonPlusSerializer):
 
         Raises DecodeError if they are damaged, of an unknown type, or pickled.
         """
+        if not is_small():
+            return self._loads(data)
+
+        def loads() -> tuple[Any, int]:
+            value = self._loads(data)
+            return value, unbuilt_count()
+
+        value, count = with_large_stack(loads)
+        count_unbuilt(count)
+        return value
+
+    def _loads(self, data: tuple[str, bytes]) -> Any:
         tag, body = data
         match tag:
             case "msgpack":

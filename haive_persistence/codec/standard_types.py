@@ -190,6 +190,8 @@ def array(numpy: Any, kind: Any, shape: list[int], order: str, buffer: bytes) ->
 
     Raises TypeError or ValueError if these are not the parts of one.
     """
+    if type(buffer) is not bytes:  # bytearray(3 << 30) would be memory for so many
+        raise ValueError("not the contents of an array")
     fields = [_field(*field) for field in kind] if isinstance(kind, list) else _field("", kind)[1]
     dtype = numpy.dtype(fields)
     return numpy.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)

@@ -46,6 +46,11 @@ def unbuilt_count() -> int:
     return _seen.count
 
 
+def count_unbuilt(count: int) -> None:
+    """Add values that another thread left unbuilt for this one."""
+    _seen.count += count
+
+
 class Unbuilt:
     """What every class here is, but the messages. `stored` is the extension it was read from."""
 

@@ -9,6 +9,7 @@ from itertools import repeat
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from haive_persistence.codec import Codec, blind_index, context, row
+from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.seal import Part
 from haive_persistence.db.protocol import Db
 from haive_persistence.keys.data_keys import MAX_TENANTS, DataKeys, TenantKeys
@@ -67,10 +68,14 @@ class Sealings:
     """Each tenant's `Sealing`, for one serialiser (None if only bytes are sealed)."""
 
     def __init__(
-        self, data_keys: DataKeys, serde: SerializerProtocol | None = None, compression: str | None = "zstd"
+        self,
+        data_keys: DataKeys,
+        serde: SerializerProtocol | None = None,
+        compression: str | None = "zstd",
+        max_read_bytes: int = MAX_READ_BYTES,
     ) -> None:
         self.data_keys = data_keys
-        self._codec = Codec(serde, compression=compression)
+        self._codec = Codec(serde, compression=compression, max_read_bytes=max_read_bytes)
         self._tenants: OrderedDict[str, Sealing] = OrderedDict()
 
     async def load(self, db: Db) -> Sealing:

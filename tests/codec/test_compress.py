@@ -34,6 +34,8 @@ def decompress(data: bytes, **options: int) -> bytes:
         raise
     for others in (1, 9):
         together = [data, *[compress(b"x" * 10)] * others, data]
+        if "max_size" in options:  # which is that of all together
+            options = {"max_size": 2 * options["max_size"] + 10 * others}
         assert decompress_all(together, **options) == [found, *[b"x" * 10] * others, found]
     return found
 
@@ -109,6 +111,19 @@ def test_a_bomb_is_refused_before_it_unpacks() -> None:
     with pytest.raises(DecodeError, match="at most 10"):
         decompress(b"\x10" + bytes(11), max_size=10)
     assert decompress(b"\x10" + bytes(10), max_size=10) == bytes(10)
+
+
+def test_the_limit_is_that_of_all_together() -> None:
+    frame = b"\x11" + magicless(bytes(1_000_000))
+    for count in (2, 20):
+        tracemalloc.start()
+        try:
+            with pytest.raises(DecodeError, match="max_read_bytes"):
+                decompress_all([frame] * count, max_size=count * 1_000_000 - 1)
+            assert tracemalloc.get_traced_memory()[1] < 2_500_000
+        finally:
+            tracemalloc.stop()
+        assert len(decompress_all([frame] * count, max_size=count * 1_000_000)) == count
 
 
 def test_a_claimed_size_is_not_believed() -> None:

@@ -37,6 +37,15 @@ def _size(values: Iterable[Any]) -> int:
     return sum(map(sys.getsizeof, values))
 
 
+def piece_size(piece: Any) -> int:
+    """About how many bytes the value of a piece takes, stored or decoded."""
+    if type(piece) is bytes:
+        return len(piece)
+    if type(piece) is CachedMessage:
+        return _size(piece.fields.values())
+    return _size(piece.values() if type(piece) is dict else piece if type(piece) is tuple else ())
+
+
 class IdPiece:
     """An id piece, unpacked once: which message pieces it gives which ids."""
 

@@ -33,6 +33,9 @@ from typing import Any, NamedTuple
 import ormsgpack
 
 from haive_persistence.checkpointer.storage.piece_numbers import IDS, LISTS, OTHER, ranges, start_of
+from haive_persistence.codec.limits import MAX_READ_BYTES, Budget
+from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_suspicious
+from haive_persistence.errors import DecodeError
 
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
 
@@ -52,6 +55,8 @@ class Slice(NamedTuple):
 
 Part = int | Slice | Entry  # a piece, a slice of a sequence piece, an element with its own manifest
 
+MAX_NESTING = 64  # of manifests in manifests; writers stop at 16
+NUMBER_BYTES = 64  # that the number of a piece takes in memory, about
 SEQUENCE_BYTES = 64  # a sequence whose ranges take more than this becomes a sequence piece
 
 
@@ -61,6 +66,8 @@ def pack(value: object) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
+    if MUST_CHECK and is_suspicious(data):
+        check_counts(data)
     return ormsgpack.unpackb(data)
 
 
@@ -173,16 +180,18 @@ def _sequences_in(items: Sequence[Any], start: int, base: int) -> Iterator[int]:
 
 
 def piece_numbers(
-    manifest: Manifest, base: int, sequences: Mapping[int, Sequence[int]]
+    manifest: Manifest, base: int, sequences: Mapping[int, Sequence[int]], depth: int = 0
 ) -> Iterator[tuple[int, int]]:
     """Every piece a manifest needs, as `(start, length)`; the sequence pieces included."""
+    if depth > MAX_NESTING:
+        raise DecodeError("a manifest is damaged: it is nested too deeply")
     if type(manifest) is not list or not manifest:
         return
     kind = manifest[0]
     if kind == LEAF:
         yield base + manifest[1], 1
     elif kind in (SEND, SNAPSHOT):
-        yield from piece_numbers(manifest[-1], base, sequences)
+        yield from piece_numbers(manifest[-1], base, sequences, depth + 1)
     elif kind in (LIST, DICT):
         for no in sequence_numbers(manifest, base):
             yield no, 1
@@ -191,7 +200,7 @@ def piece_numbers(
                 if isinstance(part, tuple):
                     yield part
                 else:
-                    yield from piece_numbers(part[1], base, sequences)
+                    yield from piece_numbers(part[1], base, sequences, depth + 1)
 
 
 def rebase(manifest: Manifest, by: int) -> Manifest:
@@ -233,8 +242,11 @@ def encode_sequence(numbers: Sequence[int]) -> bytes:
     return pack(out)
 
 
-def decode_sequence(data: bytes) -> list[int]:
+def decode_sequence(data: bytes, budget: Budget | None = None) -> list[int]:
+    """The numbers of a sequence piece; `budget` is asked for their memory."""
+    budget = Budget(MAX_READ_BYTES) if budget is None else budget
     base, *steps = unpack(data)
+    budget.spend(NUMBER_BYTES * sum(map(abs, steps[1::2])))
     out: list[int] = []
     expected = base
     for at in range(0, len(steps), 2):

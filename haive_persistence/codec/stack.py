@@ -1,0 +1,86 @@
+"""Reading nested data in threads whose stack is too small for it: done by a thread with enough.
+
+Decoders written in C recurse. A thread that was made with `threading.stack_size(65536)` would end the
+process at 40 objects in objects, or at 200 lists in lists.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+_ENOUGH: Final = 4 << 20  # bytes; the deepest data that is read takes about three quarters of it
+_LARGE: Final = 16 << 20
+
+_making = threading.Lock()
+
+
+class _Thread(threading.local):
+    small: bool | None = None
+
+
+_thread = _Thread()
+
+
+def is_small() -> bool:
+    """True if the stack of this thread is too small to read any stored value."""
+    small = _thread.small
+    if small is None:
+        small = _thread.small = _size() < _ENOUGH
+    return small
+
+
+def _size() -> int:
+    """The size of this thread's stack; that of new threads where the system does not say."""
+    try:
+        if sys.platform.startswith("linux"):
+            return _size_on_linux()
+        if sys.platform == "darwin":
+            libc: Any = ctypes.CDLL(None)
+            libc.pthread_self.restype = libc.pthread_get_stacksize_np.restype = ctypes.c_size_t
+            libc.pthread_get_stacksize_np.argtypes = [ctypes.c_void_p]
+            return int(libc.pthread_get_stacksize_np(libc.pthread_self()))
+    except (OSError, AttributeError, ValueError):
+        pass
+    return threading.stack_size() or _LARGE
+
+
+def _size_on_linux() -> int:
+    libc: Any = ctypes.CDLL(None)
+    libc.pthread_self.restype = ctypes.c_void_p
+    attributes = ctypes.create_string_buffer(256)
+    if libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes):
+        raise OSError("the thread's attributes cannot be read")
+    size = ctypes.c_size_t()
+    libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))
+    libc.pthread_attr_destroy(attributes)
+    return size.value
+
+
+def with_large_stack(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, run in a thread of its own with a large stack."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, name="haive-codec", daemon=True)
+    with _making:
+        before = threading.stack_size(_LARGE)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
