@@ -8,7 +8,7 @@ LOCK ?= requirements/locked.txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-long check bench bench-full format lock clean
+.PHONY: demo test test-long check bench bench-full format reference lock clean
 
 demo: $(READY)  ## a tool-calling agent on the embedded Postgres, killed half-way and resumed by a second process
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,9 @@ bench-full: $(READY)  ## what the README quotes
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(READY)  ## write docs/reference.md from the code
+	$(BIN)/python -m tools.make_reference
 
 lock: $(READY)  ## pin again: the newest versions into locked.txt, the lowest direct ones into lowest.txt
 	$(BIN)/python -m pip install --quiet uv

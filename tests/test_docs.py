@@ -12,7 +12,8 @@ import pytest
 from haive_persistence.db.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in TEXTS if "\n```python\n" in page.read_text()]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"sh", "sql", "text"}
 
@@ -44,7 +45,7 @@ def test_blocks_run(page: Path, dsn: str, server: EmbeddedServer, monkeypatch: p
 
 
 def test_files_that_are_named_exist() -> None:
-    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]:
+    for page in TEXTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
