@@ -38,6 +38,7 @@ LOCK_WAIT_S = 900.0
 
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
 _COMMENT = re.compile(r"--[^\n]*")
+_CREATED = re.compile(r"^CREATE TABLE haive\.(\w+)", re.MULTILINE)
 _NO_TRANSACTION = "-- no-transaction"
 
 
@@ -92,16 +93,26 @@ def pending(applied: dict[int, str], known: Sequence[Migration]) -> list[Migrati
 
 def read_applied(conn: Connection[Any], schema: str) -> dict[int, str]:
     """Version and checksum of every migration that ran in `schema`."""
-    there = conn.execute(
-        "SELECT FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
-        " WHERE s.nspname = %s AND t.relname = 'schema_migration'",
+    columns = conn.execute(
+        "SELECT array_agg(a.attname::text) FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
+        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0"
+        " WHERE s.nspname = %s AND t.relname = 'schema_migration' GROUP BY t.oid",
         (schema,),
         prepare=False,
     ).fetchone()
-    if there is None:
+    if columns is None:
         return {}
+    if not {"version", "name", "checksum"} <= set(columns[0]):
+        raise MigrationError(_foreign(schema, ["schema_migration"]))
     query = sql.SQL("SELECT version, checksum FROM {}.schema_migration").format(sql.Identifier(schema))
     return dict(conn.execute(query, prepare=False).fetchall())
+
+
+def _foreign(schema: str, tables: Sequence[str]) -> str:
+    return (
+        f"the schema {schema!r} has tables of another program with the names that this one needs: "
+        f"{', '.join(tables)}. Choose another schema: PersistenceConfig(schema=…) or HAIVE_SCHEMA"
+    )
 
 
 def is_current(conn: Connection[Any], schema: str) -> bool:
@@ -210,12 +221,24 @@ def _create_schema(conn: Connection[Any], schema: str) -> None:
 def _apply(conn: Connection[Any], schema: str, migration: Migration) -> None:
     text = in_schema(migration.text, schema)
     if migration.transactional:
+        _refuse_foreign_tables(conn, schema, migration)
         _apply_in_transaction(conn, schema, migration, text.encode())
         return
     _drop_invalid_indexes(conn, schema, text)
     for statement in statements(text):
         conn.execute(statement.encode())
     _record(conn, schema, migration)
+
+
+def _refuse_foreign_tables(conn: Connection[Any], schema: str, migration: Migration) -> None:
+    found = conn.execute(
+        "SELECT t.relname FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
+        " WHERE s.nspname = %s AND t.relname = ANY (%s) ORDER BY 1",
+        (schema, _CREATED.findall(migration.text)),
+        prepare=False,
+    ).fetchall()
+    if found:
+        raise MigrationError(_foreign(schema, [name for (name,) in found]))
 
 
 def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migration, text: bytes) -> None:

@@ -12,7 +12,9 @@ roles belong to the whole cluster.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import select
+from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -20,6 +22,7 @@ from psycopg import sql
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import error_mapping, migrate
+from haive_persistence.db.migrate import Connect
 from haive_persistence.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ logger = logging.getLogger("haive_persistence.db")
 
 #: As libpq counts: 15.0.
 OLDEST_SERVER = 150000
+
+#: Seconds that a second client of a pooler has to get a session.
+_PROBE_S = 2.0
 
 _PROPAGATE = b"citus.propagate_set_commands = 'local'"
 
@@ -99,6 +105,7 @@ class _Login(NamedTuple):
     role_exists: bool
     role_is_ours: bool
     role_may_work: bool
+    role_flaws: list[str]
     backend: int
     citus: bool
 
@@ -122,6 +129,18 @@ SELECT login.rolsuper OR login.rolbypassrls,
            SELECT FROM pg_class t
            WHERE t.relnamespace = space.oid AND t.relforcerowsecurity AND t.relname <> 'schema_migration'
              AND NOT has_table_privilege(app.oid, t.oid, 'INSERT')),
+       array_remove(ARRAY[
+           CASE WHEN app.rolsuper THEN 'it is a superuser' END,
+           CASE WHEN app.rolbypassrls THEN 'it bypasses row-level security' END,
+           CASE WHEN app.rolcanlogin AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
+                THEN 'it can log in' END,
+           CASE WHEN EXISTS (SELECT FROM pg_roles o WHERE o.oid <> app.oid AND (o.rolsuper OR o.rolbypassrls)
+                             AND pg_has_role(app.oid, o.oid, 'MEMBER'))
+                THEN 'it is a member of a role that bypasses row-level security' END,
+           (SELECT 'it may be used by ' || string_agg(o.rolname, ', ' ORDER BY o.rolname)
+            FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.member
+            WHERE m.roleid = app.oid AND NOT o.rolsuper AND NOT o.rolbypassrls)
+       ], NULL),
        pg_backend_pid(),
        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
 FROM role
@@ -131,7 +150,7 @@ LEFT JOIN pg_roles app ON app.rolname = role.name
 """
 
 
-def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
+def prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
     """Bring the schema up to date, see who we are, and say how connections are to be set up.
 
     Raises MigrationError, ConfigError, UnavailableError or another DatabaseError.
@@ -147,7 +166,7 @@ def prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -
         raise error_mapping.from_driver(error) from error
 
 
-def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) -> SessionPlan:
+def _prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
     settings = [f"{name} = ".encode() + _literal(value) for name, value in config.session_settings().items()]
     with connect() as conn:
         version, oldest = conn.info.server_version // 10000, OLDEST_SERVER // 10000
@@ -155,18 +174,22 @@ def _prepare(connect: Callable[[], Connection[Any]], config: PersistenceConfig) 
             raise ConfigError(f"Postgres {oldest} or newer is needed, this is {version}")
         _try_settings(conn, settings)
         if migrate.is_current(conn, config.schema):
-            return _plan(conn, config, settings)
+            return _plan(connect, conn, config, settings)
     migrate.migrate(connect, config.schema)  # without ours in its way: there may be few connections
     with connect() as conn:
-        return _plan(conn, config, settings)
+        return _plan(connect, conn, config, settings)
 
 
-def _plan(conn: Connection[Any], config: PersistenceConfig, settings: list[bytes]) -> SessionPlan:
+def _plan(
+    connect: Connect, conn: Connection[Any], config: PersistenceConfig, settings: list[bytes]
+) -> SessionPlan:
     """What to say on connections, for a schema that is up to date."""
     login = _look(conn, config.schema)
-    if login.bypasses and not (login.role_is_ours and login.role_may_work):
-        _make_role(conn, config.schema, login)
-    per_transaction = login.citus or _pooled(conn, config, login)
+    if login.bypasses:
+        _check_role(login)
+        if not (login.role_is_ours and login.role_may_work):
+            _make_role(conn, config.schema, login)
+    per_transaction = login.citus or _pooled(connect, conn, config, login)
     timeouts = ("lock_timeout", *migrate.timeouts(conn))
     # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
     ddl_settings = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
@@ -197,18 +220,52 @@ def _look(conn: Connection[Any], schema: str) -> _Login:
     return _Login(*row)
 
 
-def _pooled(conn: Connection[Any], config: PersistenceConfig, login: _Login) -> bool:
-    """Whether a session may change under us.
+def _check_role(login: _Login) -> None:
+    """Refuse a role of this name that would not keep tenants apart, or that others may use."""
+    if login.role_flaws:
+        raise ConfigError(
+            f"the role {login.role} cannot keep tenants apart: {'; '.join(login.role_flaws)}. "
+            "Let an administrator take that from it (ALTER ROLE, REVOKE), or drop it: then it is made again."
+        )
+
+
+def _pooled(connect: Connect, conn: Connection[Any], config: PersistenceConfig, login: _Login) -> bool:
+    """True if a session may be another one in the next transaction.
 
     A pooler gives its clients a process id that is not the server's. It may pool sessions or
-    transactions, which cannot be told from here, so the safe one is assumed.
+    transactions; "auto" assumes the latter, which is always safe.
     """
-    if config.pooler != "auto":
-        return config.pooler == "transaction"
     found = conn.info.backend_pid != login.backend
+    if config.pooler != "auto":
+        if config.pooler == "session" and found and _shares_sessions(connect, conn):
+            raise ConfigError(
+                'pooler="session" is set, but the pooler gives a session to other clients between '
+                'transactions: set pooler="transaction" or "auto", or let the pooler pool sessions'
+            )
+        return config.pooler == "transaction"
     if found:
         logger.info('a connection pooler was found; if it pools sessions, pooler="session" saves some work')
     return found
+
+
+def _shares_sessions(connect: Connect, conn: Connection[Any]) -> bool:
+    """True if a second client is given the server's session that this one had, or has it taken away."""
+    mine = _backend(conn)
+    with closing(connect()) as other:
+        other.pgconn.send_query(b"BEGIN; SELECT pg_backend_pid()")
+        # One that pools sessions, and has no second one, lets it wait.
+        if not select.select([other.pgconn.socket], [], [], _PROBE_S)[0]:
+            return False
+        other.pgconn.get_result()
+        result = other.pgconn.get_result()
+        theirs = result.get_value(0, 0) if result is not None and result.ntuples else None
+        return theirs == b"%d" % mine or _backend(conn) != mine
+
+
+def _backend(conn: Connection[Any]) -> int:
+    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
@@ -224,7 +281,9 @@ def _make_role(conn: Connection[Any], schema: str, login: _Login) -> None:
     try:
         with conn.transaction():
             conn.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (login.role,), prepare=False)
-            if _look(conn, schema).role_exists and not login.role_exists:
+            now = _look(conn, schema)
+            _check_role(now)
+            if now.role_exists and not login.role_exists:
                 del steps[0]  # another process made it meanwhile
             names = conn.execute(_OUR_TABLES, (schema,), prepare=False).fetchall()
             tables = sql.SQL(", ").join(sql.Identifier(schema, name) for (name,) in names)

@@ -377,3 +377,26 @@ def test_login_without_ddl_rights_works_on_a_schema_that_is_there(empty_dsn: str
     database.setup()
     assert run_sync(database.blocking.fetch_one(WHO))[:2] == ("default", name)
     database.close()
+
+
+# -- a schema that others use ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "thread (id int)",
+        "store_item (id int)",
+        "schema_migration (id int)",
+        "schema_migration (version text, applied boolean)",
+    ],
+)
+def test_tables_of_another_program_are_left_alone(empty_dsn: str, table: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE TABLE public.{table}".encode())
+        database = Database(PersistenceConfig(connection_string=empty_dsn, schema="public"))
+        with pytest.raises(MigrationError, match=f"another program.*{table.split()[0]}.*schema"):
+            database.setup()
+        database.close()
+        columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+        assert conn.execute(columns, (f"public.{table.split()[0]}",)).fetchone() == (table.count(",") + 1,)

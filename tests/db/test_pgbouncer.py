@@ -18,11 +18,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.config import PersistenceConfig
-from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
+from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync, session_setup
 from haive_persistence.db.migrate import migrations
-from haive_persistence.errors import ConflictError, DatabaseError, TimedOutError
-from tests.builders import until
+from haive_persistence.errors import ConfigError, ConflictError, DatabaseError, TimedOutError
+from tests.builders import store, until
+from tests.builders import thread as thread_config
 from tests.db.helpers import ALL, COUNT, ONE, WHO, add
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -251,3 +253,33 @@ def test_prepared_statements_of_others_are_never_run(pooled_dsn: str) -> None:
     run_sync(while_a_connection_is_taken())
     for database in (one, two, holder):
         database.close()
+
+
+def test_a_pooler_of_transactions_that_was_said_to_pool_sessions_is_noticed(
+    pooled_dsn: str, mode: str, connected: Callable[..., Database]
+) -> None:
+    database = connected(connection_string=pooled_dsn, pooler="session")
+    if mode == "session":
+        assert run_sync(database.blocking.fetch_one(ONE, {"a": "x", "b": 1})) == ("x", 1)
+        return
+    with pytest.raises(ConfigError, match='pooler="transaction"'):
+        run_sync(database.blocking.fetch_one(ONE, {"a": "x", "b": 1}))
+
+
+def test_sessions_that_are_mixed_up_after_all_show_no_other_tenants_rows(
+    pooled_dsn: str, mode: str, connected: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the pooler was not found out: the tenant is a predicate of every statement."""
+    if mode == "session":
+        pytest.skip("sessions are not mixed up")
+    monkeypatch.setattr(session_setup, "_shares_sessions", lambda *_: False)
+    wrong = {"connection_string": pooled_dsn, "pooler": "session", "prepare_threshold": None}
+    savers = {}
+    for tenant in ("mixed-a", "mixed-b"):
+        plain = connected(connection_string=pooled_dsn, pooler="transaction", tenant=tenant)
+        store(Checkpointer(plain), {"mine": tenant})
+        savers[tenant] = Checkpointer(connected(**wrong, tenant=tenant))
+    for _ in range(6):  # each remembers what it set, and the pooler gives the session to the other in between
+        for tenant, saver in savers.items():
+            found = [*saver.list(None), saver.get_tuple(thread_config())]
+            assert {f.checkpoint["channel_values"]["mine"] for f in found if f} <= {tenant}

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langgraph.store.base import PutOp
 from psycopg import Connection
 
-from haive_persistence import PostgresStore
+from haive_persistence import Checkpointer, PostgresStore
 from haive_persistence.checkpointer.statements import WriteStatements
-from haive_persistence.db import Database, load_queries
+from haive_persistence.config import EncryptionConfig
+from haive_persistence.db import Database, RoundTrip, load_queries
 from haive_persistence.db.sql import Queries, sql_root
 from haive_persistence.embedding.config import read_index
+from tests.builders import store as put
+from tests.builders import thread
 
 PLANNED = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 INDEXES = [
@@ -133,3 +137,55 @@ def test_the_checkpointer_looks_rows_up_by_their_thread(planner: Connection[Any]
                 assert "tenant_id" in node.get("Index Cond", ""), name
             elif name not in ACROSS or node["Relation Name"] != "checkpoint":
                 assert "thread_key" in node.get("Index Cond", ""), (name, node)
+
+
+def use_everything(saver: Checkpointer, store: PostgresStore, *, filters: bool) -> None:
+    """Call every public operation that reads or writes; sealed fields take no `filters`."""
+    first = put(saver, {"messages": list(range(20)), "n": 1}, user="ann", run_id="run")
+    saver.put_writes(first, [("n", 2)], "task")
+    put(saver, {"messages": list(range(21)), "n": 2}, first, user="ann")
+    saver.get_tuple(first)
+    for config in (None, thread(), first, {"configurable": {"thread_id": "t"}}):
+        list(saver.list(config, filter={"user": "ann"}, limit=2))
+        list(saver.list(config, before=first))
+    saver.copy_thread("t", "copy")
+    saver.prune(["t"])
+    saver.delete_for_runs(["run"])
+    saver.get_delta_channel_history(config=thread(), channels=["messages"])
+    saver.delete_thread("copy")
+    for key in ("1", "2", "3"):
+        store.put(("a", "b"), key, {"text": "x", "n": 1}, ttl=1)
+    store.batch(
+        [PutOp(("a",), "k", {"text": "y"}), PutOp(("a", "b"), "1", None), PutOp(("a", "b"), "2", None)]
+    )
+    store.get(("a",), "k")
+    store.search(("a",), filter={"n": {"$gt": 0}} if filters else None)
+    store.search(("a",), query="x", filter={"text": "y"} if filters else None)
+    store.list_namespaces(prefix=("a",), max_depth=1)
+    store.list_namespaces(suffix=("b",))
+    store.sweep_ttl()
+    store.delete(("a",), "k")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_every_statement_that_is_sent_names_the_tenant(
+    planner: Connection[Any], database: Database, sealed: bool
+) -> None:
+    sent: list[RoundTrip] = []
+    key = "correct horse battery" if sealed else None
+    view = (
+        database.with_encryption(EncryptionConfig(encryption_key=key, readable_embeddings=True))
+        if key
+        else database
+    )
+    store = PostgresStore(view, index={"dims": 3, "embed": lambda texts: [[1.0, 2.0, 3.0] for _ in texts]})  # type: ignore[typeddict-item]
+    database.hooks.append(sent.append)
+    use_everything(Checkpointer(view), store, filters=not sealed)
+    database.hooks.remove(sent.append)
+    planned = 0
+    for text in dict.fromkeys(text for trip in sent for text in trip.statements):
+        if PLANNED.match(text):
+            for node in scans(planner, text):
+                planned += 1
+                assert re.search(r"tenant_id = \(?\$\d", conditions(node)), (text, node)
+    assert planned > 30

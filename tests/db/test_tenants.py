@@ -339,3 +339,53 @@ def test_another_connections_encoding_changes_no_tenants_name(dsn: str, encoding
             database = Database(PersistenceConfig(connection_string=dsn, tenant=tenant))
             assert run_sync(database.blocking.fetch_one(WHO))[0] == tenant
             database.close()
+
+
+# -- the role is not trusted for its name ---------------------------------------------------------
+
+
+FLAWS = {
+    "superuser": ('ALTER ROLE "{role}" SUPERUSER', 'ALTER ROLE "{role}" NOSUPERUSER'),
+    "bypasses": ('ALTER ROLE "{role}" BYPASSRLS', 'ALTER ROLE "{role}" NOBYPASSRLS'),
+    "log in": ('ALTER ROLE "{role}" LOGIN', 'ALTER ROLE "{role}" NOLOGIN'),
+    "member of a role that bypasses": ('GRANT {other} TO "{role}"', 'REVOKE {other} FROM "{role}"'),
+    "used by {user}": ('GRANT "{role}" TO {user}', 'REVOKE "{role}" FROM {user}'),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_role_that_would_not_keep_tenants_apart_is_refused(
+    notes: Database, admin: Connection[Any], login: str, dsn: str, flaw: str
+) -> None:
+    names = {
+        "role": run_sync(notes.blocking.fetch_one(WHO))[1],
+        "user": psycopg.conninfo.conninfo_to_dict(login)["user"],
+        "other": f"other_{uuid.uuid4().hex[:8]}",
+    }
+    admin.execute(f"CREATE ROLE {names['other']} BYPASSRLS")
+    spoil, mend = (statement.format(**names).encode() for statement in FLAWS[flaw])
+    database = Database(dsn)
+    admin.execute(spoil)
+    try:
+        with pytest.raises(ConfigError, match=flaw.format(**names)):
+            run_sync(database.blocking.fetch_one(WHO))
+    finally:
+        admin.execute(mend)
+        admin.execute(f"DROP ROLE {names['other']}")
+    assert run_sync(database.blocking.fetch_one(WHO))[1] == names["role"]
+    database.close()
+
+
+def test_role_that_somebody_made_before_is_not_adopted(
+    admin: Connection[Any], login: str, empty_dsn: str
+) -> None:
+    user = psycopg.conninfo.conninfo_to_dict(login)["user"]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        (oid,) = conn.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+    admin.execute(f'CREATE ROLE "haive_haive_{oid}" NOLOGIN')
+    admin.execute(f'GRANT "haive_haive_{oid}" TO {user} WITH ADMIN OPTION')
+    database = Database(empty_dsn)
+    with pytest.raises(ConfigError, match=f"used by {user}"):
+        database.setup()
+    database.close()
+    admin.execute(f'DROP ROLE "haive_haive_{oid}"')
