@@ -102,6 +102,10 @@ class EncryptionConfig:
     readable_fields: Sequence[str] = ()
     #: Whether a store may have `index=`: vectors are stored in the clear, and tell much of their texts.
     readable_embeddings: bool = False
+    #: What to do with plaintext that was written before a tenant had its first key. False refuses it until
+    #: `seal_existing()` has sealed it. True seals it when it is first read; a list or a search then waits
+    #: until all it looks through is sealed. Plaintext written later is refused either way.
+    accept_earlier_plaintext: bool = False
 
     def __post_init__(self) -> None:
         for name in ("searchable_fields", "readable_fields"):
@@ -115,8 +119,9 @@ class EncryptionConfig:
             raise ConfigError(
                 f"{sorted(both)[0]!r} is in readable_fields and in searchable_fields: choose one"
             )
-        if type(self.readable_embeddings) is not bool:
-            raise ConfigError(f"readable_embeddings={self.readable_embeddings!r}: write True or False")
+        for name in ("readable_embeddings", "accept_earlier_plaintext"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: write True or False")
         older: object = self.older_encryption_keys
         if not isinstance(older, list | tuple):
             raise ConfigError("older_encryption_keys is a sequence of keys: write (key,) for one")

@@ -12,7 +12,7 @@ from haive_persistence.checkpointer.thread_reader import StaleRead, StaleReadRet
 from haive_persistence.db.protocol import Db
 from haive_persistence.db.sql import Queries
 from haive_persistence.errors import ConflictError, WrongKeyError
-from haive_persistence.keys import Sealing, Sealings
+from haive_persistence.keys import PlaintextRowError, Sealing, Sealings
 
 ATTEMPTS = 8
 
@@ -36,6 +36,10 @@ class TenantContext:
         self.codec = keys.load
         self.codec_to_write = keys.load_to_write
         self.keys = keys
+        #: Seals a thread that is older than the tenant's first key; False if that is not accepted.
+        self.seal_thread: Callable[[Db, uuid.UUID], Awaitable[bool]]
+        #: Seals all threads that are older than the first key, or raises PlaintextRefusedError.
+        self.settle_plaintext: Callable[[Db], Awaitable[None]]
 
     def thread_key(self, thread_id: object) -> uuid.UUID:
         return thread_key(self.tenant, thread_id_text(thread_id))
@@ -66,10 +70,14 @@ class TenantContext:
         raise again.final_error(what)
 
     async def with_all_keys(self, db: Db, read: Callable[[], Awaitable[T]]) -> T:
-        """Read, once more if another process has sealed with a data key it added meanwhile."""
-        try:
-            return await read()
-        except WrongKeyError:
-            if not await self.keys.refresh(db):
-                raise
-            return await read()
+        """Read; again when another process has added a data key, or a thread had to be sealed first."""
+        while True:
+            try:
+                return await read()
+            except WrongKeyError:
+                if not await self.keys.refresh(db):
+                    raise
+            except PlaintextRowError as refused:
+                thread = refused.identity[0]
+                if not isinstance(thread, uuid.UUID) or not await self.seal_thread(db, thread):
+                    raise

@@ -43,7 +43,7 @@ class Copying:
         self._context.cache.drop(params["target"].bytes)
 
     async def _copy(self, db: Db, params: dict[str, Any], source: object) -> None:
-        sealed = (await self._context.codec(db)).sealed
+        sealed = (await self._context.codec_to_write(db)).sealed
         codec = await self._context.latest_codec(db) if sealed else None
         async with db.transaction() as tx:
             if codec is None:

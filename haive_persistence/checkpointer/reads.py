@@ -161,11 +161,10 @@ class Reads:
             await self._checked_page(db, whole, params, None, None)
 
     async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
+        await self._context.settle_plaintext(db)
         codec = await self._context.codec(db)
-        if codec.sealed and codec.keys.index_key is None:  # another process may have made it meanwhile
-            codec = await self._context.latest_codec(db)
-            if codec.keys.index_key is None:
-                return None
+        if codec.sealed and codec.keys.index_key is None:
+            return None
         return filter_signature(filter, codec.keys.index_key)
 
     def _list_query(self, config: Config | None, before: Config | None) -> tuple[str, dict[str, Any], Any]:

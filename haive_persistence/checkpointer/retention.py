@@ -75,6 +75,7 @@ class Retention:
         wanted = {thread_id_text(r, "run_id") for r in check_list("run_ids", run_ids)}
         if not wanted:
             return
+        await self._context.settle_plaintext(db)
         codec = await self._context.latest_codec(db)
         keys = {"run_keys": [run_key(r, codec.blind("run_id", r)) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -28,6 +28,7 @@ from haive_persistence.checkpointer.ids import shown
 from haive_persistence.checkpointer.incumbent import LeftBehind, settings_of
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import Retention
+from haive_persistence.checkpointer.seal_threads import SealThreads
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.codec import SafeSerializer
@@ -35,7 +36,7 @@ from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConf
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError, InvalidInputError
-from haive_persistence.keys import DataKeys, Sealings
+from haive_persistence.keys import DataKeys, Sealings, SealProgress
 
 #: Tenants whose data keys and the like stay in memory.
 MAX_TENANTS = 1000
@@ -74,6 +75,7 @@ class _Parts(NamedTuple):
     delta: DeltaHistory
     retention: Retention
     copying: Copying
+    seal_threads: SealThreads
 
 
 class _Shared:
@@ -113,7 +115,9 @@ class _Shared:
     def _build(self, database: Database) -> _Parts:
         queries, tenant = database.queries("checkpointer"), database.tenant
         context = TenantContext(queries, tenant, self._cache, self._keys)
-        reads = Reads(context, self._left_behind(database))
+        reads, seal_threads = Reads(context, self._left_behind(database)), SealThreads(context)
+        context.seal_thread = seal_threads.seal_thread
+        context.settle_plaintext = seal_threads.settle
         return _Parts(
             self.serde,
             self._keys,
@@ -123,6 +127,7 @@ class _Shared:
             DeltaHistory(context, reads),
             Retention(context),
             Copying(context),
+            seal_threads,
         )
 
 
@@ -319,6 +324,37 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             ConfigError: If there is no `encryption_key`.
         """
         return run_sync(self._data_keys.add(self._database.blocking))
+
+    def seal_existing(
+        self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
+    ) -> int:
+        """Seal this tenant's threads that were written before it had a key.
+
+        Others may read and write meanwhile; each thread is sealed in one transaction. Call it again after a
+        crash: it goes on where it was. A store's items are sealed by the store's own `seal_existing`.
+
+        Args:
+            progress: Called after each thread with the numbers of threads sealed and of all threads.
+            trust_all: Whether to seal whatever plaintext there is. Only for a restored dump: its rows
+                do not tell when they were written, and what somebody else wrote into it is sealed, too.
+
+        Returns:
+            How many threads were sealed.
+
+        Raises:
+            PlaintextRefusedError: For plaintext that was written after the tenant's first key was made.
+                Delete the thread, or restore it from a backup.
+            ConfigError: If there is no `encryption_key`.
+        """
+        work = self._parts.seal_threads.seal_existing(self._database.blocking, progress, trust_all=trust_all)
+        return run_sync(work)
+
+    async def aseal_existing(
+        self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
+    ) -> int:
+        """`seal_existing` that does not block."""
+        db = self._database.asynchronous
+        return await self._parts.seal_threads.seal_existing(db, progress, trust_all=trust_all)
 
     # --- blocking
 

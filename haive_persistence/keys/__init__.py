@@ -7,6 +7,6 @@ record to its table and row with it.
 
 from haive_persistence.keys.data_keys import DataKeys, TenantKeys
 from haive_persistence.keys.names import NameSealer
-from haive_persistence.keys.sealing import Sealing, Sealings
+from haive_persistence.keys.sealing import PlaintextRowError, Sealing, Sealings, SealProgress
 
-__all__ = ["DataKeys", "NameSealer", "Sealing", "Sealings", "TenantKeys"]
+__all__ = ["DataKeys", "NameSealer", "PlaintextRowError", "SealProgress", "Sealing", "Sealings", "TenantKeys"]

@@ -38,7 +38,8 @@ class KeyRow(NamedTuple):
 
     key_no: int
     wrapped: bytes
-    has_plaintext: bool
+    plaintext_threads: bool
+    plaintext_items: bool
 
 
 class TenantKeys(NamedTuple):
@@ -52,8 +53,9 @@ class TenantKeys(NamedTuple):
     current: tuple[int, bytes] | None = None
     index_key: bytes | None = None
     numbers: frozenset[int] = frozenset()
-    #: Rows that were written before the tenant had a key may be left.
-    has_plaintext: bool = False
+    #: Threads, or store items, that were written before the tenant had a key may be left.
+    plaintext_threads: bool = False
+    plaintext_items: bool = False
 
 
 _UNSEALED = TenantKeys()
@@ -71,7 +73,7 @@ class DataKeys:
     @cached_property
     def _keyring(self) -> Keyring:
         if self.encryption is None:
-            raise ConfigError("there is no encryption_key: set PersistenceConfig(encryption=…)")
+            raise _no_key()
         return Keyring(self.encryption.encryption_key, *self.encryption.older_encryption_keys)
 
     # --- use
@@ -83,12 +85,15 @@ class DataKeys:
         """
         if self.encryption is None:
             return _UNSEALED
-        return self._tenants.get(db.tenant) or self._remember(db.tenant, await self._rows(db))
+        keys = self._tenants.get(db.tenant)
+        if keys is None or keys.current is None:  # another process may have made the first key since
+            keys = self._remember(db.tenant, await self._rows(db))
+        return keys
 
     async def load_to_write(self, db: Db) -> TenantKeys:
         """`load`; makes the tenant's first data key if it has none."""
         keys = await self.load(db)
-        if keys is _UNSEALED or keys.current is not None:
+        if self.encryption is None or keys.current is not None:
             return keys
         await self._add_first(db)  # does nothing where another process was first: then its key counts
         return self._remember(db.tenant, await self._rows(db))
@@ -121,7 +126,7 @@ class DataKeys:
         return [KeyRow(*row) for row in rows]
 
     def _remember(self, tenant: str, rows: Sequence[KeyRow]) -> TenantKeys:
-        keys = self._unwrapped(tenant, rows) if rows else _NO_KEYS
+        keys = self._unwrapped(tenant, rows) if rows else self._without_keys
         with self._lock:
             self._tenants[tenant] = keys
             if len(self._tenants) > MAX_TENANTS:
@@ -136,8 +141,48 @@ class DataKeys:
             (last.key_no, last.wrapped),
             data_keys[first.key_no],
             frozenset(data_keys),
-            first.has_plaintext,
+            first.plaintext_threads,
+            first.plaintext_items,
         )
+
+    @property
+    def _without_keys(self) -> TenantKeys:
+        """For a tenant without keys: what it has is plaintext, and older than any key."""
+        accepts = self.encryption is None or self.encryption.accept_earlier_plaintext
+        return _UNSEALED if accepts else _NO_KEYS
+
+    # --- plaintext from before
+
+    async def plaintext_moment(self, db: Db, *, trust_all: bool = False) -> int:
+        """The transaction before which the tenant's plaintext was written; with `trust_all`, the next one.
+
+        Raises PlaintextRefusedError if that is not known of this server.
+        """
+        if self.encryption is None:
+            raise _no_key()
+        rows = await db.fetch_all(self._queries["recorded_moment"], {"tenant": db.tenant}, idempotent=True)
+        for _, recorded, cluster, next_transaction in rows:
+            if trust_all:
+                return int(next_transaction)
+            sealer = (await self.load(db)).sealer
+            assert sealer is not None
+            moment, of_cluster = _MOMENT.unpack(sealer.open(recorded, _moment_context(db.tenant)))
+            if of_cluster == cluster:
+                return int(moment)
+        raise PlaintextRefusedError(
+            f"tenant {db.tenant!r} has plaintext, and this server did not record when the tenant's first key "
+            "was made (a restored dump?): if you trust all that is in it, call seal_existing(trust_all=True)"
+        )
+
+    async def refresh_plaintext(self, db: Db) -> bool:
+        """True if the tenant, as it is stored now, may have threads that are older than its first key."""
+        await self.refresh(db)
+        return (await self.load(db)).plaintext_threads
+
+    async def end_plaintext(self, db: Db, what: str) -> None:
+        """Record that all "threads", or all "items", of the tenant are sealed."""
+        await db.execute(self._queries[f"end_plaintext_{what}"], {"tenant": db.tenant}, idempotent=True)
+        await self.refresh(db)
 
     # --- making keys
 
@@ -150,12 +195,12 @@ class DataKeys:
         params = {"tenant": db.tenant}
         names = ("lock_tenant", "make_epochs_stale", "plaintext_moment")
         async with db.transaction() as tx:
-            *_, [(moment, cluster, has_plaintext)] = await tx.batch(
+            *_, [(moment, cluster, threads, items)] = await tx.batch(
                 [Statement(self._queries[name], params) for name in names]
             )
             data_key = new_data_key()
             sealed = Sealer({1: data_key}).seal(_MOMENT.pack(moment, cluster), _moment_context(db.tenant))
-            await self._add(tx, db.tenant, 1, data_key, plaintext_before=sealed, has_plaintext=has_plaintext)
+            await self._add(tx, db.tenant, 1, data_key, sealed, threads, items)
 
     async def _add(
         self,
@@ -163,16 +208,17 @@ class DataKeys:
         tenant: str,
         number: int,
         data_key: bytes,
-        *,
         plaintext_before: bytes | None = None,
-        has_plaintext: bool = False,
+        plaintext_threads: bool = False,
+        plaintext_items: bool = False,
     ) -> None:
         params = {
             "tenant": tenant,
             "key_no": number,
             "wrapped": self._keyring.wrap(data_key, tenant, number),
             "plaintext_before": plaintext_before,
-            "has_plaintext": has_plaintext,
+            "plaintext_threads": plaintext_threads,
+            "plaintext_items": plaintext_items,
         }
         await db.execute(self._queries["add_data_key"], params, idempotent=True)
 
@@ -198,6 +244,10 @@ class DataKeys:
                 params = {"tenant": db.tenant, "key_no": row.key_no, "wrapped": again, "old": row.wrapped}
                 changed += len(await db.fetch_all(self._queries["rewrap_data_key"], params))
         return changed
+
+
+def _no_key() -> ConfigError:
+    return ConfigError("there is no encryption_key: set PersistenceConfig(encryption=…)")
 
 
 def _plaintext_refused(tenant: str) -> PlaintextRefusedError:

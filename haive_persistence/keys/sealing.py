@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from typing import NamedTuple
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from haive_persistence.codec import Codec, blind_index, context, row
+from haive_persistence.codec import Codec, blind_index, context, is_sealed, row
 from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.seal import Part
 from haive_persistence.db.protocol import Db
+from haive_persistence.errors import PlaintextRefusedError
 from haive_persistence.keys.data_keys import MAX_TENANTS, DataKeys, TenantKeys
 
 Identity = tuple[Part, ...]
+
+
+class SealProgress(NamedTuple):
+    """Progress of `seal_existing`: threads, or items, that were sealed, of all that there are."""
+
+    done: int
+    total: int
+
+
+class PlaintextRowError(PlaintextRefusedError):
+    """A row that should be sealed is not; `identity` is its key, or begins it."""
+
+    def __init__(self, table: str, identity: Identity) -> None:
+        super().__init__(
+            f"a row of {table} should be sealed and is not: something else wrote it, or it is older than the "
+            "key, then seal_existing() seals it"
+        )
+        self.identity = identity
 
 
 class Sealing:
@@ -35,7 +55,7 @@ class Sealing:
         return self.keys.current
 
     def seal(self, table: str, identity: Identity, data: bytes) -> bytes:
-        """What to store in the row of `table` that `identity` names."""
+        """Return the bytes to store in the row of `table` that `identity` names."""
         aad = context(self._tenant, table, *identity) if self.sealed else b""
         return self.codec.pack(data, aad)
 
@@ -46,22 +66,44 @@ class Sealing:
         changed; DecodeError if they are damaged or of a newer version.
         """
         aad = context(self._tenant, table, *identity) if self.sealed else b""
-        return self.codec.unpack(stored, aad)
+        try:
+            return self.codec.unpack(stored, aad)
+        except PlaintextRefusedError as error:
+            raise PlaintextRowError(table, identity) from error
 
     def open_all(
         self, table: str, prefix: Identity, ends: Sequence[Part], stored: Iterable[bytes]
     ) -> list[bytes]:
-        """`open` for rows whose identities are `prefix` and one of `ends`."""
+        """`open` for rows identified by `prefix` and one of `ends`."""
         if not self.sealed:
             return self.codec.unpack_all(stored, repeat(b""))
         shared = context(self._tenant, table, *prefix)
-        return self.codec.unpack_all(stored, (shared + row(end) for end in ends))
+        try:
+            return self.codec.unpack_all(stored, (shared + row(end) for end in ends))
+        except PlaintextRefusedError as error:
+            raise PlaintextRowError(table, prefix) from error
+
+    def trusting(self) -> Sealing:
+        """The same, which opens plaintext too. For rows that the caller has checked."""
+        return _TrustingSealing(self.codec, self._tenant, self.keys)
 
     def blind(self, field: str, value: str | int | float | bool | None) -> bytes | None:
-        """A keyed hash of a value, by which rows are found and nothing is told; None if nothing is sealed."""
+        """A keyed hash of a value, by which rows are found without their value; None if nothing is sealed."""
         if self.keys.index_key is None:
             return None
         return blind_index(self.keys.index_key, field, value)
+
+
+class _TrustingSealing(Sealing):
+    def open(self, table: str, identity: Identity, stored: bytes) -> bytes:
+        if is_sealed(stored):
+            return super().open(table, identity, stored)
+        return self.codec.with_sealer(None).unpack(stored, b"")
+
+    def open_all(
+        self, table: str, prefix: Identity, ends: Sequence[Part], stored: Iterable[bytes]
+    ) -> list[bytes]:
+        return [self.open(table, (*prefix, end), one) for end, one in zip(ends, stored, strict=True)]
 
 
 class Sealings:

@@ -122,6 +122,15 @@ class Batch:
         stored = {text for put in self.puts.values() if put for text in put.texts.values()}
         return sorted(stored), sorted({str(search.op.query) for search in self.near})
 
+    def scopes(self) -> list[namespaces.Scope]:
+        """The ranges of namespaces, as they are in the clear, that hold all the batch is about."""
+        if self.lists:
+            return [namespaces.scope(())]
+        named = {tuple(get.op.namespace) for get in self.gets}
+        named |= {namespaces.from_text(text) for text, _ in self.puts}
+        named |= {tuple(search.op.namespace_prefix) for search in [*self.searches, *self.near]}
+        return [namespaces.scope(namespace) for namespace in sorted(named)]
+
     def answer_empty(self) -> None:
         """Fill in the results for a tenant that has no item."""
         for search in [*self.searches, *self.near]:

@@ -17,6 +17,7 @@ from haive_persistence.db import Database, Db, Statement
 from haive_persistence.db.batching import Coalescer, KeyedLock
 from haive_persistence.db.driver import require_driver
 from haive_persistence.db.sql import Queries
+from haive_persistence.documents import namespaces
 from haive_persistence.documents.items import ItemCodec, SealedItemCodec
 from haive_persistence.embedding import LargeScopes, PostgresIndexConfig, VectorIndex, Vectors, read_index
 from haive_persistence.errors import (
@@ -26,8 +27,9 @@ from haive_persistence.errors import (
     PlaintextRefusedError,
     WrongKeyError,
 )
-from haive_persistence.keys import DataKeys, NameSealer, Sealing, Sealings
+from haive_persistence.keys import DataKeys, NameSealer, Sealing, Sealings, SealProgress
 from haive_persistence.store.batch import Batch
+from haive_persistence.store.seal_items import reporting, seal_scope
 from haive_persistence.store.statements import Statements, Step
 
 if TYPE_CHECKING:
@@ -223,8 +225,40 @@ class Engine:
             row = await db.fetch_one(self._queries["has_items"], {"tenant": db.tenant}, idempotent=True)
             if row == (False,):
                 return None
+            if self._encryption.accept_earlier_plaintext:
+                return _PLAIN, None
             raise _older_than_key(db.tenant)
-        return self._sealed_codec(sealing), sealing.key
+        codec = self._sealed_codec(sealing)
+        if sealing.keys.plaintext_items:
+            await self._seal_touched(db, codec, batch)
+        return codec, sealing.key
+
+    async def _seal_touched(self, db: Db, codec: SealedItemCodec, batch: Batch) -> None:
+        """Seal the items older than the first key that a batch may be about, if they are accepted."""
+        assert self._encryption is not None
+        if not self._encryption.accept_earlier_plaintext:
+            raise _older_than_key(db.tenant)
+        moment = await self._sealings.data_keys.plaintext_moment(db)
+        done = 0
+        for scope in batch.scopes():
+            done += await seal_scope(db, self._queries, codec, scope, moment)
+        if not done:  # another process may have sealed the last of them
+            await self._sealings.refresh(db)
+
+    async def seal_existing(
+        self, io: IoMode, progress: Callable[[SealProgress], None] | None, trust_all: bool
+    ) -> int:
+        """Seal all items in plaintext. Returns how many there were."""
+        db, data_keys = io.db, self._sealings.data_keys
+        sealing = await self._sealings.load_to_write(db)
+        moment = await data_keys.plaintext_moment(db, trust_all=trust_all)
+        tenant = {"tenant": db.tenant}
+        (total,) = await db.fetch_one(self._queries["count_items"], tenant, idempotent=True) or (0,)
+        told = reporting(progress, total) if progress else None
+        codec = self._sealed_codec(sealing)
+        done = await seal_scope(db, self._queries, codec, namespaces.scope(()), moment, told)
+        await data_keys.end_plaintext(db, "items")
+        return done
 
     def _sealed_codec(self, sealing: Sealing) -> SealedItemCodec:
         if self._sealed is None or self._sealed[0] is not sealing:

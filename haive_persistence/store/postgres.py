@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
@@ -16,6 +16,7 @@ from haive_persistence.db import Database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.embedding import PostgresIndexConfig
 from haive_persistence.errors import ConfigError
+from haive_persistence.keys import SealProgress
 from haive_persistence.store.batch import Batch
 from haive_persistence.store.engine import Shared
 from haive_persistence.store.sweeper import Sweeper
@@ -195,6 +196,36 @@ class PostgresStore(BaseStore):
 
     def _checked(self, ops: Iterable[Op]) -> Batch:
         return self._engine.check(ops, expired=(self.ttl_config or {}).get("omit_expired") is False)
+
+    # --- encryption
+
+    def seal_existing(
+        self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
+    ) -> int:
+        """Seal this tenant's items that were written before it had a key.
+
+        Others may read and write meanwhile; some hundred items are sealed per transaction. Call it again
+        after a crash: it goes on where it was. Threads are sealed by `Checkpointer.seal_existing`.
+
+        Args:
+            progress: Called after each transaction with the numbers of items sealed and of all items.
+            trust_all: Whether to seal whatever plaintext there is. Only for a restored dump: its rows
+                do not tell when they were written, and what somebody else wrote into it is sealed, too.
+
+        Returns:
+            How many items were sealed.
+
+        Raises:
+            PlaintextRefusedError: For plaintext that was written after the tenant's first key was made.
+            ConfigError: If there is no `encryption_key`.
+        """
+        return run_sync(self._engine.seal_existing(self._engine.blocking, progress, trust_all))
+
+    async def aseal_existing(
+        self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
+    ) -> int:
+        """`seal_existing` that does not block."""
+        return await self._engine.seal_existing(self._engine.asynchronous, progress, trust_all)
 
     # --- expiry
 

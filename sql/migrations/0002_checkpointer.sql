@@ -112,8 +112,9 @@ CREATE TABLE haive.data_key (
     wrapped    bytea NOT NULL,
     -- Of the first key: the transaction before which the tenant's plaintext was written, sealed under the key.
     plaintext_before bytea,
-    -- True while the tenant may have rows that were written before it had a key.
-    has_plaintext boolean NOT NULL DEFAULT false,
+    -- True while the tenant may have threads, or store items, that were written before it had a key.
+    plaintext_threads boolean NOT NULL DEFAULT false,
+    plaintext_items boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant_id, key_no)
 );
 

@@ -386,3 +386,65 @@ VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(signature_1)s, %(signature_2)s, %
 INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
 VALUES (%(target)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)s, %(payload)s)
 ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
+
+-- Sealing what was written before the tenant had a key. Sealed bytes begin with 0x80 or more, plaintext with less.
+-- `trusted` rows were written before the moment that was recorded when the first key was made.
+
+-- name: plaintext_threads
+-- Threads with plaintext, in the order of their keys. OFFSET 0: a look into the primary keys for each thread.
+SELECT t.thread_key FROM haive.thread t
+WHERE t.tenant_id = %(tenant)s AND t.thread_key > %(after)s
+  AND (EXISTS (SELECT FROM haive.checkpoint c WHERE c.thread_key = t.thread_key AND c.tenant_id = %(tenant)s
+                 AND substr(c.body, 1, 1) < '\x80' OFFSET 0)
+       OR EXISTS (SELECT FROM haive.pending_write w WHERE w.thread_key = t.thread_key AND w.tenant_id = %(tenant)s
+                    AND substr(w.payload, 1, 1) < '\x80' OFFSET 0)
+       OR EXISTS (SELECT FROM haive.piece p WHERE p.thread_key = t.thread_key AND p.tenant_id = %(tenant)s
+                    AND substr(p.payload, 1, 1) < '\x80' OFFSET 0))
+ORDER BY t.thread_key LIMIT %(limit)s;
+
+-- name: count_threads
+SELECT count(*) FROM haive.thread WHERE tenant_id = %(tenant)s;
+
+-- name: plaintext_pieces
+-- A thread's pieces in plaintext.
+SELECT haive.written_before(xmin, %(moment)s) AS trusted, piece_no, payload FROM haive.piece
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(payload, 1, 1) < '\x80';
+
+-- name: plaintext_writes
+-- A thread's pending writes in plaintext.
+SELECT haive.written_before(xmin, %(moment)s) AS trusted, ns_key, checkpoint_id, write_no, payload FROM haive.pending_write
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(payload, 1, 1) < '\x80';
+
+-- name: plaintext_checkpoints
+-- A thread's checkpoints in plaintext.
+SELECT haive.written_before(xmin, %(moment)s) AS trusted, ns_key, checkpoint_id, parent_id, body FROM haive.checkpoint
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(body, 1, 1) < '\x80';
+
+-- name: write_numbers
+-- The numbers of a thread's pending writes.
+SELECT ns_key, checkpoint_id, write_no FROM haive.pending_write
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
+
+-- name: checkpoint_keys
+-- The keys of a thread's checkpoints.
+SELECT ns_key, checkpoint_id FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
+
+-- name: seal_pieces
+UPDATE haive.piece p SET payload = k.payload
+FROM unnest(%(numbers)s::bigint[], %(payloads)s::bytea[]) AS k (piece_no, payload)
+WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s AND p.piece_no = k.piece_no;
+
+-- name: seal_writes
+UPDATE haive.pending_write w SET payload = k.payload
+FROM unnest(%(ids)s::bytea[], %(numbers)s::bigint[], %(payloads)s::bytea[]) AS k (checkpoint_id, write_no, payload)
+WHERE w.thread_key = %(thread)s AND w.tenant_id = %(tenant)s
+  AND w.checkpoint_id = k.checkpoint_id AND w.write_no = k.write_no;
+
+-- name: seal_checkpoints
+UPDATE haive.checkpoint c
+SET body = k.body, run_key = k.run_key, signature_1 = k.signature_1, signature_2 = k.signature_2
+FROM unnest(%(ns_keys)s::bigint[], %(ids)s::bytea[], %(bodies)s::bytea[], %(run_keys)s::bigint[],
+            %(signatures_1)s::bigint[], %(signatures_2)s::bigint[])
+    AS k (ns_key, checkpoint_id, body, run_key, signature_1, signature_2)
+WHERE c.thread_key = %(thread)s AND c.tenant_id = %(tenant)s
+  AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;

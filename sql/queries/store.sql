@@ -229,6 +229,42 @@ WHERE (SELECT haive.check_data_key(%(tenant)s, %(key_no)s::integer, %(data_key)s
 -- Whether the tenant has any item.
 SELECT EXISTS (SELECT FROM haive.store_item WHERE tenant_id = %(tenant)s);
 
+-- name: count_items
+SELECT count(*) FROM haive.store_item WHERE tenant_id = %(tenant)s;
+
+-- name: plaintext_items
+-- Some items of a range that are in plaintext, after the one named, in the order of their keys; locked. `trusted` ones
+-- were written before the moment that was recorded when the tenant's first key was made.
+SELECT haive.written_before(i.xmin, %(moment)s) AS trusted, i.namespace, i.key, /* columns */
+FROM haive.store_item i
+WHERE i.tenant_id = %(tenant)s AND i.payload IS NULL AND i.namespace >= %(low)s AND i.namespace < %(high)s
+  AND (i.namespace, i.key) > (%(after_namespace)s, %(after_key)s)
+ORDER BY i.namespace, i.key
+LIMIT %(limit)s
+FOR UPDATE;
+
+-- name: delete_replaced_items
+-- Items in plaintext that were put again sealed.
+DELETE FROM haive.store_item i
+USING unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]),
+             (SELECT %(sealed_namespaces)s::text[]), (SELECT %(sealed_keys)s::text[]))
+    AS p (namespace, key, sealed_namespace, sealed_key)
+WHERE i.tenant_id = %(tenant)s AND i.namespace = p.namespace AND i.key = p.key
+  AND EXISTS (SELECT FROM haive.store_item s
+              WHERE s.tenant_id = %(tenant)s AND s.namespace = p.sealed_namespace AND s.key = p.sealed_key);
+
+-- name: seal_items
+-- Their vectors follow them.
+UPDATE haive.store_item i
+SET namespace = p.sealed_namespace, key = p.sealed_key, value = p.value, payload = p.payload,
+    exact_json = NULL, key_order = NULL
+FROM ROWS FROM (
+    unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]), (SELECT %(sealed_namespaces)s::text[]),
+           (SELECT %(sealed_keys)s::text[]), (SELECT %(payloads)s::bytea[])),
+    jsonb_array_elements((SELECT %(values)s::jsonb))
+) AS p (namespace, key, sealed_namespace, sealed_key, payload, value)
+WHERE i.tenant_id = %(tenant)s AND i.namespace = p.namespace AND i.key = p.key;
+
 -- name: sweep_items
 -- Deletes some expired items; those that another sweeper or a writer holds are left to it.
 WITH expired AS MATERIALIZED (
@@ -408,7 +444,7 @@ CREATE TABLE IF NOT EXISTS haive./* vectors */ (
     field     text COLLATE "C" NOT NULL,
     embedding /* vector_type */(/* dims */) NOT NULL,
     PRIMARY KEY (tenant_id, namespace, key, field),
-    FOREIGN KEY (tenant_id, namespace, key) REFERENCES haive.store_item ON DELETE CASCADE
+    FOREIGN KEY (tenant_id, namespace, key) REFERENCES haive.store_item ON DELETE CASCADE ON UPDATE CASCADE
 );
 
 -- name: store_plain

@@ -89,6 +89,7 @@ def test_the_short_form_ends_in_the_savers_database(database: Database) -> None:
 def test_views_of_a_tenant_load_its_keys_once(database: Database) -> None:
     saver = saver_with(database, KEY)
     store(saver.for_tenant(f"{database.tenant}-a"), {"a": 1})
+    saver.for_tenant(f"{database.tenant}-a").get_tuple(thread("missing"))
     trips: list[Any] = []
     database.hooks.append(trips.append)
     for _ in range(3):

@@ -144,7 +144,9 @@ def test_the_first_key_waits_for_plaintext_under_way(
         )
         writer.commit()
         put.result()
-    found = admin.execute("SELECT has_plaintext FROM haive.data_key WHERE tenant_id = %s", (database.tenant,))
+    found = admin.execute(
+        "SELECT plaintext_threads FROM haive.data_key WHERE tenant_id = %s", (database.tenant,)
+    )
     assert found.fetchone() == (True,)
 
 

@@ -1,0 +1,195 @@
+"""Sealing threads that were written before their tenant had a key.
+
+A thread is sealed in one transaction, under the lock of its row: readers see all of it as it was or all of it
+sealed, and writers wait. Nothing that running processes remember changes, because its pieces have the same
+numbers and contents. A process that is killed leaves the thread it was at as it was.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from haive_persistence.checkpointer.context import TenantContext
+from haive_persistence.checkpointer.ids import run_key
+from haive_persistence.checkpointer.metadata import signature
+from haive_persistence.checkpointer.storage.bindings import Bindings
+from haive_persistence.checkpointer.storage.piece_index import ThreadLog
+from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
+from haive_persistence.db.protocol import Db, Executor, Statement
+from haive_persistence.errors import PlaintextRefusedError
+from haive_persistence.keys import Sealing, SealProgress
+
+_PAGE = 100
+_BEFORE_ALL = uuid.UUID(int=0)
+
+Row = tuple[Any, ...]
+
+
+class _Plaintext(NamedTuple):
+    """A thread's rows in plaintext, without the column that says they are trusted."""
+
+    pieces: list[Row]
+    writes: list[Row]
+    checkpoints: list[Row]
+
+
+class SealThreads:
+    """Seals one tenant's threads."""
+
+    def __init__(self, context: TenantContext) -> None:
+        self._context = context
+        self._queries = context.queries
+
+    async def seal_existing(
+        self, db: Db, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
+    ) -> int:
+        """Seal all threads that have plaintext. Returns how many had."""
+        await self._context.codec_to_write(db)
+        moment = await self._context.keys.data_keys.plaintext_moment(db, trust_all=trust_all)
+        tenant = {"tenant": self._context.tenant}
+        (total,) = await db.fetch_one(self._queries["count_threads"], tenant, idempotent=True) or (0,)
+        done, after = 0, _BEFORE_ALL
+        while True:
+            page = {**tenant, "after": after, "limit": _PAGE}
+            rows = await db.fetch_all(self._queries["plaintext_threads"], page, idempotent=True)
+            for (thread,) in rows:
+                done += await self._seal(db, thread, moment)
+                if progress is not None:
+                    progress(SealProgress(done, total))
+            if len(rows) < _PAGE:
+                break
+            after = rows[-1][0]
+        await self._context.keys.data_keys.end_plaintext(db, "threads")
+        return done
+
+    async def seal_thread(self, db: Db, thread: uuid.UUID) -> bool:
+        """Seal a thread of which plaintext was read. False if it has none that is accepted."""
+        keys = self._context.keys.data_keys
+        accepted = keys.encryption is not None and keys.encryption.accept_earlier_plaintext
+        if not accepted or not (await keys.load(db)).plaintext_threads:
+            return False
+        return await self._seal(db, thread, await keys.plaintext_moment(db))
+
+    async def settle(self, db: Db) -> None:
+        """Before threads are looked for by a keyed hash, which older ones do not have: seal them all.
+
+        Raises PlaintextRefusedError if there are any and they are not accepted.
+        """
+        data_keys = self._context.keys.data_keys
+        if not (await data_keys.load(db)).plaintext_threads or not await data_keys.refresh_plaintext(db):
+            return
+        if data_keys.encryption is None or not data_keys.encryption.accept_earlier_plaintext:
+            raise PlaintextRefusedError(
+                f"tenant {self._context.tenant!r} has threads that were written before it had a key: "
+                "seal them with seal_existing()"
+            )
+        await self.seal_existing(db)
+
+    async def _seal(self, db: Db, thread: uuid.UUID, moment: int) -> bool:
+        """Seal a thread. False if it has no plaintext any more."""
+        codec = await self._context.latest_codec(db)
+        async with db.transaction() as tx:
+            row = await tx.fetch_one(self._queries["lock_thread"], self._params(thread))
+            if row is None:
+                return False
+            found = await self._plaintext(tx, thread, moment)
+            await self._seal_rows(tx, codec, thread, found)
+            await self._seal_checkpoints(tx, codec, thread, row[0], found.checkpoints)
+        return any(found)
+
+    def _params(self, thread: uuid.UUID) -> dict[str, Any]:
+        return {"thread": thread, "tenant": self._context.tenant}
+
+    async def _plaintext(self, tx: Executor, thread: uuid.UUID, moment: int) -> _Plaintext:
+        params = {**self._params(thread), "moment": moment}
+        names = ("plaintext_pieces", "plaintext_writes", "plaintext_checkpoints")
+        answers = await tx.batch([Statement(self._queries[name], params) for name in names])
+        if not all(row[0] for rows in answers for row in rows):
+            raise PlaintextRefusedError(
+                f"a thread of tenant {self._context.tenant!r} has plaintext that was written after the "
+                "tenant's first key was made: something else wrote it; delete the thread, or restore a backup"
+            )
+        return _Plaintext(*([row[1:] for row in rows] for rows in answers))
+
+    async def _seal_rows(self, tx: Executor, codec: Sealing, thread: uuid.UUID, found: _Plaintext) -> None:
+        trusting = codec.trusting()
+
+        def sealed(table: str, identity: tuple[Any, ...], stored: bytes) -> bytes:
+            return codec.seal(table, identity, trusting.open(table, identity, stored))
+
+        pieces = {
+            "numbers": [no for no, _ in found.pieces],
+            "payloads": [sealed("piece", (thread, no), payload) for no, payload in found.pieces],
+        }
+        writes = {
+            "ids": [id_ for _, id_, _, _ in found.writes],
+            "numbers": [no for _, _, no, _ in found.writes],
+            "payloads": [
+                sealed("pending_write", (thread, ns_key, id_, no), payload)
+                for ns_key, id_, no, payload in found.writes
+            ],
+        }
+        key = self._params(thread)
+        await tx.batch(
+            [
+                Statement(self._queries["seal_pieces"], {**key, **pieces}),
+                Statement(self._queries["seal_writes"], {**key, **writes}),
+            ]
+        )
+
+    async def _seal_checkpoints(
+        self, tx: Executor, codec: Sealing, thread: uuid.UUID, epoch: int, rows: Sequence[Row]
+    ) -> None:
+        if not rows:
+            return
+        key = self._params(thread)
+        reader = ThreadReader(ThreadLog(epoch), codec.trusting(), thread, self._queries)
+        checkpoints = [
+            StoredCheckpoint(
+                thread, None, ns_key, id_, parent, reader.open_body(ns_key, id_, parent, body), []
+            )
+            for ns_key, id_, parent, body in rows
+        ]
+        names = ("all_sequences", "write_numbers", "checkpoint_keys")
+        sequences, numbers, keys = await tx.batch([Statement(self._queries[name], key) for name in names])
+        for no, payload in sequences:
+            reader.open_sequence(no, payload)
+        if missing := reader.needed(checkpoints, "metadata"):
+            await reader.fetch(tx, missing)
+        writes: defaultdict[tuple[int, bytes], set[int]] = defaultdict(set)
+        for ns_key, id_, no in numbers:
+            writes[ns_key, id_].add(no)
+        stored = set(keys)
+        params = {
+            "ns_keys": [s.ns_key for s in checkpoints],
+            "ids": [s.id for s in checkpoints],
+            "bodies": [_bound_body(codec, s, stored, writes[s.ns_key, s.parent or b""]) for s in checkpoints],
+            **_hashes(codec, [reader.metadata(s.body) for s in checkpoints]),
+        }
+        await tx.execute(self._queries["seal_checkpoints"], {**key, **params})
+
+
+def _bound_body(
+    codec: Sealing, s: StoredCheckpoint, stored: set[tuple[Any, ...]], writes: Iterable[int]
+) -> bytes:
+    """The body, bound to its parent and to the parent's pending writes, as if it had been put sealed."""
+    bound = None
+    if s.parent is not None:
+        bindings = Bindings((s.ns_key, s.parent) in stored, {s.parent: frozenset(writes)})
+        bound = bindings.encode(s.parent, s.body.base)
+    body = s.body._replace(parent=s.parent, bound=bound)
+    return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), body.pack())
+
+
+def _hashes(codec: Sealing, metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns by which checkpoints are found, under the tenant's key."""
+    runs = [one.get("run_id") for one in metadata]
+    signatures = [signature(one, codec.keys.index_key) for one in metadata]
+    return {
+        "run_keys": [run and run_key(str(run), codec.blind("run_id", str(run))) for run in runs],
+        "signatures_1": [one["signature_1"] for one in signatures],
+        "signatures_2": [one["signature_2"] for one in signatures],
+    }
