@@ -39,7 +39,7 @@ from langgraph.checkpoint.serde.types import SendProtocol, _DeltaSnapshot
 from langgraph.store.base import Item
 from pydantic import BaseModel, RootModel
 
-from haive_persistence.codec import unbuilt
+from haive_persistence.codec import frames, unbuilt
 from haive_persistence.codec.core_schema import classes, has_serializer, is_safe_factory, undefined
 from haive_persistence.codec.data_types import lookup
 from haive_persistence.codec.fast_messages import ORDINARY
@@ -474,6 +474,7 @@ _IP_CLASSES = (
 )
 _KINDS: tuple[tuple[Callable[[Any], bool], Make], ...] = (
     (unbuilt.is_unbuilt, lambda cls, encode: lambda obj: unbuilt.extension(obj, encode)),
+    (frames.is_of_pandas, lambda cls, encode: frames.describe),
     (_is(_DeltaSnapshot), lambda cls, encode: lambda obj: (EXT_DELTA_SNAPSHOT, obj.value)),
     (_is(defaultdict), _default_dict),
     (_is_subclass, _subclass),

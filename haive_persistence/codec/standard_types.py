@@ -16,6 +16,7 @@ from uuid import UUID
 
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, EXT_CONSTRUCTOR_SINGLE_ARG
 
+from haive_persistence.codec import frames
 from haive_persistence.codec.bounded import pattern, zone
 from haive_persistence.codec.core_schema import CodeNeededError
 
@@ -269,6 +270,7 @@ OWN: dict[tuple[str, str], Builder] = {
         ("numpy", name): partial(_number_of_numpy, name)
         for name in ("bool_", "float16", "float32", "float64", "str_", "bytes_", *_NUMBERS)
     },
+    **{("pandas", name): partial(frames.build, name) for name in frames.NAMES},
     # Python 3.13 keeps pathlib's classes in a private module
     **{
         (module, name): partial(call, getattr(pathlib, name))
