@@ -291,7 +291,17 @@ def started_by_hand(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     server.close()
     as_user = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
     sockets = files.socket_directory(home, account)
-    command = [files.binaries() / "postgres", "-D", home / "pgdata", "-k", sockets, "-p", "5999", "-h", ""]
+    command = [
+        files.binaries(home, account) / "postgres",
+        "-D",
+        home / "pgdata",
+        "-k",
+        sockets,
+        "-p",
+        "5999",
+        "-h",
+        "",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", **as_user)
     try:
         pid_file = home / "pgdata" / "postmaster.pid"
@@ -377,7 +387,7 @@ def test_binaries_out_of_reach_are_brought_within(empty_home: Path, monkeypatch:
 UNPRIVILEGED = """
 import os, sys, pathlib
 import asyncio.base_events, concurrent.futures.thread, encodings.idna, platformdirs, psutil, psycopg, psycopg_binary
-import haive_persistence.db.runners, haive_persistence.db.session_setup, haive_persistence.db.hooks
+import haive_persistence.db.pools, haive_persistence.db.session_setup, haive_persistence.db.hooks
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, embedded, run_sync
 os.setgroups([])
@@ -393,6 +403,9 @@ database.close()
 
 @pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
 def test_anybody_can_run_it(empty_home: Path) -> None:
+    for path in (*files.binaries().parents, *Path(embedded.__file__).parents):
+        if not path.stat().st_mode & 0o001:
+            pytest.skip(f"other users may not enter {path}, where the package or Postgres is")
     os.chown(empty_home, 65534, 65534)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HAIVE_", "XDG_"))}
     assert finish(in_process(UNPRIVILEGED, str(empty_home), env=environment)) == "(True,)\n['pgdata']\n"
