@@ -43,6 +43,20 @@ CREATE TABLE haive.thread (
 );
 CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
 
+-- The server's timeline, which a failover or a restore changes. NULL on a standby.
+CREATE FUNCTION haive.timeline() RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END;
+
+-- Servers that keep their log elsewhere do not tell of it.
+DO $$
+BEGIN
+    PERFORM haive.timeline();
+EXCEPTION WHEN OTHERS THEN
+    CREATE OR REPLACE FUNCTION haive.timeline() RETURNS text LANGUAGE sql STABLE PARALLEL SAFE RETURN NULL::text;
+END
+$$;
+
 -- Fingerprint that changes whenever acknowledged commits may have been lost: after a crash, a failover to a replica that was
 -- behind, or a restored backup. What processes remember of a thread then counts no more. The parts: the timeline, the database and
 -- the file of the table, when the server was started and when it began its statistics (a crash makes it begin again); and the
@@ -51,7 +65,7 @@ CREATE FUNCTION haive.incarnation(stored_in regclass, written_by xid) RETURNS bi
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN hashtextextended(
     concat(
-        CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
+        haive.timeline(),
         ' ', pg_relation_filepath(stored_in),
         ' ', extract(epoch FROM pg_postmaster_start_time()),
         ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()),
@@ -59,27 +73,8 @@ RETURN hashtextextended(
     ),
     0
 );
-
--- Servers that keep their log elsewhere do not tell of it.
-DO $$
-BEGIN
-    PERFORM haive.incarnation('pg_class', '3');
-EXCEPTION WHEN OTHERS THEN
-    CREATE OR REPLACE FUNCTION haive.incarnation(stored_in regclass, written_by xid) RETURNS bigint
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN hashtextextended(
-        concat(
-            pg_relation_filepath(stored_in),
-            ' ', extract(epoch FROM pg_postmaster_start_time()),
-            ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()),
-            ' ', written_by
-        ),
-        0
-    );
-END
-$$;
 -- Whoever may use the tables needs it, also where new functions are nobody's by default.
-GRANT EXECUTE ON FUNCTION haive.incarnation TO PUBLIC;
+GRANT EXECUTE ON FUNCTION haive.timeline, haive.incarnation TO PUBLIC;
 
 -- An immutable part of a thread's values.
 CREATE TABLE haive.piece (

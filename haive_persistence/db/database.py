@@ -205,6 +205,8 @@ class _Core:
 
     @property
     def pools(self) -> Pools:
+        if self._pools is not None:  # closed ones say so themselves
+            return self._pools
         with self._lock:
             self._check_open()
             if self._pools is None:

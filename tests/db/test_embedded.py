@@ -21,6 +21,7 @@ import pytest
 
 from haive_persistence.config import PersistenceConfig
 from haive_persistence.db import Database, Query, embedded, run_sync
+from haive_persistence.db import server as server_module
 from haive_persistence.db.embedded import EmbeddedServer, files
 from haive_persistence.db.embedded.__main__ import main
 from haive_persistence.db.embedded.files import SHARED, FileLock
@@ -665,3 +666,22 @@ def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.suppress(KeyError):
         monkeypatch.setenv("HAIVE_DATA_DIR", "/somewhere")
     assert files.default_data_dir() == Path("/somewhere")
+
+
+def test_none_for_a_connection_string_is_warned_of_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for variable in ("HAIVE_DATA_DIR", "HAIVE_CONNECTION_STRING"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(files, "default_data_dir", lambda: home)
+    monkeypatch.setattr(server_module, "_warned", False)
+    silent = Database()
+    silent.setup()
+    assert caplog.records == []
+    for database in (Database(None), Database(PersistenceConfig(connection_string=None))):
+        database.setup()
+        database.close()
+    silent.close()
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(home) in record.message
+    assert "HAIVE_EMBEDDED=false" in record.message
