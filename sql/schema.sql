@@ -73,7 +73,7 @@ RETURN hashtextextended(
     ),
     0
 );
--- Whoever may use the tables needs it, also where new functions are nobody's by default.
+-- Whoever may use the tables needs them, also where new functions are granted to no role by default.
 GRANT EXECUTE ON FUNCTION haive.timeline, haive.incarnation TO PUBLIC;
 
 -- An immutable part of a thread's values.

@@ -1,7 +1,7 @@
 """Connections to Postgres: the `Db` protocol, its two runners, pools, migrations, the embedded server.
 
 An operation goes: a room awaits a method of `Db` (`protocol`), its runner (`runners`) takes a connection out
-of its pool (`pools`, `pool`, `slots`), says whose rows are meant (`session_setup`) and makes one round trip
+of its pool (`pools`, `pool`, `slots`), sets the tenant (`session_setup`) and makes one round trip
 (`exchange`); what fails becomes one of our errors (`error_mapping`). `database` composes them. The first use
 makes everything ready, migrations (`migrate`) and the embedded server (`server`, `embedded`) included.
 """

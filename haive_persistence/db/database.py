@@ -69,7 +69,7 @@ class Database:
 
     @property
     def hooks(self) -> list[StatementHook]:
-        """Append a callable to be told of every round trip; costs next to nothing when empty."""
+        """Append a callable, which is called after every round trip; costs next to nothing when empty."""
         return self._core.hooks
 
     @cached_property
@@ -177,7 +177,7 @@ def _read_config(given: object) -> PersistenceConfig:
 
 
 class _Core:
-    """What all views of one database share: its server, its pools and its hooks."""
+    """Server, pools and hooks, which all views of one database share."""
 
     def __init__(self, config: PersistenceConfig) -> None:
         self.config = config

@@ -133,7 +133,7 @@ def translate(failed: ExchangeFailure) -> DatabaseError:
 
 
 def from_driver(error: psycopg.Error) -> DatabaseError:
-    """Ours for an error of psycopg's about something that was not kept."""
+    """Ours for an error of psycopg's about something that was not committed."""
     state = error.sqlstate
     if state is None:
         return UnavailableError(f"the database cannot be reached: {_first_line(error)}", sqlstate=None)

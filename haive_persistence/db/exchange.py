@@ -187,7 +187,7 @@ class PipelinedConnection:
         return tx.load_rows(0, result.ntuples, tuple)
 
     def count(self, result: PGresult) -> int:
-        """How many rows a statement touched, or brought."""
+        """The number of rows that a statement touched, or returned."""
         return result.command_tuples or 0
 
     # -- the exchange -------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class PipelinedConnection:
     ) -> tuple[int, list[int]]:
         """Queue everything; returns how many answers will come and which are the statements'.
 
-        `fresh` is told which statements are prepared, and which answers say that they are.
+        `fresh` receives the statements that are prepared, and which answers say that they are.
         """
         pg = self._pg
         answers = len(before)
@@ -299,7 +299,7 @@ class PipelinedConnection:
     def _verdict(
         self, results: list[PGresult], lost: psycopg.Error | None, commit_at: int
     ) -> ExchangeFailure:
-        """What is known after a failure.
+        """The failure, with what is known of its commit.
 
         The server answers in order and commits last. An error it sent for anything before the
         commit therefore means that nothing was committed, even if the connection is gone after it.

@@ -1,4 +1,4 @@
-"""What a forked child must replace: connections, locks and numbers that are its parent's."""
+"""Replaces in a forked child what is its parent's: connections, locks, numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a database tells of its round trips, and to whom."""
+"""Hooks that are called after every round trip of a database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ logger = logging.getLogger("haive_persistence.sql")
 
 
 class RoundTrip(NamedTuple):
-    """What went to the server at once, and what came back."""
+    """Statements that went to the server at once, and what came back."""
 
     #: The SQL texts, those about tenant and transaction included.
     statements: tuple[str, ...]

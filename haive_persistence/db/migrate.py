@@ -5,7 +5,7 @@ each ending with a semicolon at the end of a line, run one by one, and each must
 Which files ran, and their checksums, is kept in `haive.schema_migration`.
 
 One process at a time migrates a schema. The lock is a transaction's advisory lock on a connection
-of its own, so it works through a transaction pooler, and nobody waits for it inside a statement:
+of its own, so it works through a transaction pooler, and no process waits for it inside a statement:
 CREATE INDEX CONCURRENTLY waits for every snapshot, that of a waiting statement included.
 """
 
@@ -73,7 +73,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def pending(applied: dict[int, str], known: Sequence[Migration]) -> list[Migration]:
-    """What has not run yet, given version and checksum of what has.
+    """The migrations that have not run yet, by version and checksum of those that have.
 
     Raises MigrationError if the schema is newer than `known`, or a file was changed since it ran.
     """
@@ -123,7 +123,7 @@ def is_current(conn: Connection[Any], schema: str) -> bool:
 def migrate(connect: Connect, schema: str, known: Sequence[Migration] | None = None) -> list[Migration]:
     """Apply what is missing and return it. Safe to call from many processes at once.
 
-    `connect` opens an autocommit connection that nobody else uses; there is one at a time, except for a
+    `connect` opens an autocommit connection that has no other user; there is one at a time, except for a
     file that cannot run in a transaction. Raises MigrationError; what was applied before the error stays,
     and the next call goes on from there.
     """

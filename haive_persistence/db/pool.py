@@ -45,7 +45,7 @@ class _Refused(Exception):
 
 
 class Pool(ABC):
-    """What both pools share: the way to a connection that works."""
+    """The way to a connection that works, which both pools share."""
 
     #: Known once the database has been reached for the first time.
     plan: SessionPlan

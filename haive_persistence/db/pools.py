@@ -32,7 +32,7 @@ class Pools:
         self._reset()
 
     def plan(self, *, refresh: bool = False) -> SessionPlan:
-        """How sessions are set up; finding out includes bringing the schema up to date."""
+        """The set-up of sessions; finding out includes bringing the schema up to date."""
         with self._lock:
             self._check_open()
             if self._plan is None or refresh:
@@ -69,7 +69,7 @@ class Pools:
             raise ClosedError
 
     def _forget(self, loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None:
-        """Drop the pool of an event loop that has ended, or whose pool is another one by now."""
+        """Drop the pool of an event loop that has ended."""
         if self._loops.get(loop) is pool:
             del self._loops[loop]
         pool.slots.close()

@@ -1,4 +1,4 @@
-"""What the rooms may ask of a database: the `Db` protocol, and `run_sync`.
+"""The `Db` protocol, all that the rooms may ask of a database, and `run_sync`.
 
 The logic of every room is written once, as plain `async def` over `Db`. Two runners implement it:
 `AsyncDb` really awaits; `BlockingDb`'s methods block and never suspend, so `run_sync` can drive

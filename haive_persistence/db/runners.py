@@ -202,7 +202,7 @@ class _Transaction(_Statements):
         return await self._start(statements)
 
     async def _start(self, statements: Sequence[Statement]) -> Outcome:
-        """Until COMMIT is sent nothing can be kept, so a lost connection is no reason to give up yet."""
+        """Until COMMIT is sent nothing can be committed, so a lost connection is no reason to give up yet."""
         pool, tenant = await self._runner.pool(), self._runner.tenant
         tries = 0
         while True:

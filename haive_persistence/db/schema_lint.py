@@ -42,7 +42,7 @@ def isolation_findings(conn: Connection[Any], schema: str, role: str | None = No
 
 
 def distribution_findings(conn: Connection[Any], schema: str) -> list[Finding]:
-    """What Citus would refuse about the tables of a schema; empty when nothing."""
+    """Everything that Citus would refuse about the tables of a schema."""
     query = load_queries("schema_lint")["distribution"]
     return sorted(
         Finding(*row) for row in conn.execute(query.encode(), {"schema": f'"{schema}"'}, prepare=False)
@@ -50,7 +50,7 @@ def distribution_findings(conn: Connection[Any], schema: str) -> list[Finding]:
 
 
 def upsert_findings(queries: dict[str, str]) -> list[Finding]:
-    """Upserts whose action Citus would refuse: one that calls a function whose result varies."""
+    """Upserts that Citus would refuse, because their action calls a function with varying results."""
     return [
         Finding(name, f"{volatile[1]} in ON CONFLICT DO UPDATE: take the value from `excluded`")
         for name, text in queries.items()

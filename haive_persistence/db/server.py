@@ -32,7 +32,7 @@ _warned = False
 
 
 class Server:
-    """Where connections lead. Shared by threads and event loops."""
+    """The server that connections lead to. Shared by threads and event loops."""
 
     def __init__(self, config: PersistenceConfig, *, on_attach: Callable[[], None]) -> None:
         """`on_attach` is called when the embedded server was attached to."""

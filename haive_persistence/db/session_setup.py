@@ -1,8 +1,8 @@
-"""What a connection is told before it works for a tenant.
+"""Sets up sessions: settings, role and tenant.
 
-On a connection that is ours while we hold it, settings and role are told once, and the tenant when
+On a connection that is ours while we hold it, settings and role are set once, and the tenant when
 it changes, in the same round trip as the work. Behind a pooler that may hand every transaction to
-another server connection, and on Citus, all of it is told inside every transaction.
+another server connection, and on Citus, all of it is set inside every transaction.
 
 Whoever logs in with a right to bypass row-level security works as a role without it. That role is
 made when the schema is: it cannot log in, and its name says the schema and the database, since
@@ -41,7 +41,7 @@ _PROPAGATE = b"citus.propagate_set_commands = 'local'"
 
 
 class SessionPlan:
-    """How the connections of one database are set up, and how a tenant is chosen on them."""
+    """Statements that set up the connections of one database, and choose a tenant on them."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class SessionPlan:
         self._envelopes: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
 
     def envelope(self, tenant: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """What to say before and after statements so that they are this tenant's.
+        """The statements to send before and after others so that those are this tenant's.
 
-        Without anything after them, what is said before stays true of the connection.
+        Without statements after them, what those before them set stays true of the connection.
         """
         found = self._envelopes.get(tenant)
         if found is None:
@@ -78,7 +78,7 @@ class SessionPlan:
         return (b"BEGIN", *self._local, b"SET LOCAL " + _tenant_is(tenant)), (b"COMMIT",)
 
     def begin(self, begin: bytes, tenant: str, *, tenant_is_set: bool) -> tuple[bytes, ...]:
-        """What opens a transaction of this tenant's; nothing of it outlives the transaction."""
+        """The statements that open a transaction of this tenant's; their effect ends with it."""
         if tenant_is_set and self._local is None:
             return (begin,)
         return (begin, *(self._local or ()), b"SET LOCAL " + _tenant_is(tenant))
@@ -98,7 +98,7 @@ def _literal(text: str) -> bytes:
 
 
 class _Login(NamedTuple):
-    """What the server says about the login and itself."""
+    """Facts about the login and the server."""
 
     bypasses: bool
     role: str
@@ -110,7 +110,7 @@ class _Login(NamedTuple):
     citus: bool
 
 
-# In a schema that is not ours alone there may be others, which are nobody else's to give away.
+# In a schema that is not ours alone there may be others, which are not ours to give away.
 _OUR_TABLES = """
 SELECT t.relname FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace
 WHERE s.nspname = %s AND t.relforcerowsecurity
@@ -183,7 +183,7 @@ def _prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
 def _plan(
     connect: Connect, conn: Connection[Any], config: PersistenceConfig, settings: list[bytes]
 ) -> SessionPlan:
-    """What to say on connections, for a schema that is up to date."""
+    """The plan for a schema that is up to date."""
     login = _look(conn, config.schema)
     if login.bypasses:
         _check_role(login)

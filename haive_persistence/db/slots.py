@@ -1,4 +1,4 @@
-"""Who may use which connection of a pool. Knows nothing of how one is opened or waited for."""
+"""Assigns the connections of a pool. Knows nothing of how one is opened or waited for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 from haive_persistence.db.exchange import PipelinedConnection
 
-#: Seconds after which a connection is replaced; after which one nobody uses is closed; and after
+#: Seconds after which a connection is replaced; after which an idle one is closed; and after
 #: which one above `pool_size` is: not at once, or changing load would open and close them all the time.
 MAX_LIFETIME_S = 3600.0
 MAX_IDLE_S = 300.0

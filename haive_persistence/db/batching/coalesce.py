@@ -1,7 +1,7 @@
 """Calls that tasks make in the same tick of an event loop, answered together.
 
 Ten tasks that each read an item cost ten round trips, or one when they are asked as one. Whoever
-asks first schedules the answer for the end of the tick; nobody waits for anything else, and nothing
+asks first schedules the answer for the end of the tick; no call waits for anything else, and none
 is held back while an earlier answer is on its way.
 """
 
@@ -23,7 +23,7 @@ class Coalescer(Generic[Asked, Answer]):
     """Joins calls into batches, per event loop.
 
     `answer` takes what was asked, in order, and returns the answers in the same order. When it fails
-    for what one of several asked, each is asked again alone, so that its error is nobody else's.
+    for what one of several asked, each is asked again alone, so that its error reaches its own caller only.
     """
 
     def __init__(self, answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:

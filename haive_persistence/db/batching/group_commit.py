@@ -2,12 +2,12 @@
 
 A durable commit costs a flush of the log, and a round trip costs both sides time, however small the
 statement. Under load writers therefore share them: one of them leads, sends what has gathered, and
-hands the answers out; who comes meanwhile waits for the next round. Nobody waits for company: a
+hands the answers out; who comes meanwhile waits for the next round. No writer waits for company: a
 lone writer sends at once. When a shared transaction fails, each of its statements runs again by
 itself, so that an error is only the writer's who made it.
 
 The statements must be idempotent and of one tenant, and must not wait for locks that others may hold
-for long: nobody shall wait for a row that only one of them wants (NOWAIT).
+for long: none shall wait for a row that only one of them wants (NOWAIT).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _BlockingGroup:
                 with self._lock:
                     entry.part += _fill(self._queue, MAX_STATEMENTS - 1)
                 run_sync(_round(db, entry.part))
-        except BaseException:  # Ctrl-C, maybe while it waited: nobody shall count on it
+        except BaseException:  # Ctrl-C, maybe while it waited: no leader shall count on it
             with self._lock, contextlib.suppress(ValueError):
                 self._queue.remove(entry)
             raise

@@ -12,7 +12,7 @@ class KeyedLock:
     """Lets those that change the same things go one after the other, in the order in which they came.
 
     Of two writes of one item that are under way at once, the one that was asked for last must win, though
-    the other may have to wait for something in between. Who changes other things waits for nobody.
+    the other may have to wait for something in between. Writers of other keys do not wait.
     """
 
     def __init__(self) -> None:

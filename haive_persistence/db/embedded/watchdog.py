@@ -1,4 +1,4 @@
-"""Stops an embedded server that nobody uses any more, even if its last user was killed.
+"""Stops an embedded server that no process uses any more, even if its last user was killed.
 
 A process of its own, one per running server, started with it and run as a script: it waits for
 `users.lock` in the kernel, which costs nothing, and has that lock once every user is gone. Only
@@ -49,11 +49,11 @@ def keep(root: str) -> None:
     except BlockingIOError:
         if (pid := listening(root)) is not None:
             os.kill(pid, signal.SIGINT)
-        # users.lock is held until it is gone, so that nobody connects to what is going.
+        # users.lock is held until it is gone, so that no process connects to what is going.
         fcntl.flock(server, fcntl.LOCK_SH)
 
 
 if __name__ == "__main__":
-    if os.fork() == 0:  # nobody's child: it outlives whoever started it, and leaves nothing to reap
+    if os.fork() == 0:  # an orphan: it outlives whoever started it, and leaves nothing to reap
         os.setsid()
         keep(sys.argv[1])
