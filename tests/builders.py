@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base.id import uuid6
 
 from haive_persistence.checkpointer import Checkpointer
@@ -32,7 +33,7 @@ def make_checkpoint(
     }
 
 
-def thread(thread_id: Any = "t", ns: str = "", checkpoint_id: str | None = None) -> dict[str, Any]:
+def thread(thread_id: Any = "t", ns: str = "", checkpoint_id: str | None = None) -> RunnableConfig:
     configurable: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ns}
     if checkpoint_id:
         configurable["checkpoint_id"] = checkpoint_id

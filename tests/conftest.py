@@ -75,8 +75,8 @@ class GivenServer:
 def server() -> Iterator[EmbeddedServer | GivenServer]:
     """The embedded Postgres of this test session, in a directory of its own; or HAIVE_TEST_DSN's."""
     if given := os.environ.get("HAIVE_TEST_DSN"):
-        with tempfile.TemporaryDirectory(prefix="haive-test-") as directory:
-            yield GivenServer(given, Path(directory) / "data")
+        with tempfile.TemporaryDirectory(prefix="haive-test-") as parent:
+            yield GivenServer(given, Path(parent) / "data")
         return
     directory = Path(tempfile.mkdtemp(prefix="haive-test-"))
     running = embedded.attach(directory, {"fsync": "off", "max_connections": "200"})
