@@ -51,6 +51,13 @@ def store(saver: Checkpointer, values: dict[str, Any], config: Any = None, **met
     )
 
 
+def values_of(saver: Checkpointer, config: Any = None) -> dict[str, Any]:
+    """Return the channel values of a checkpoint that is there."""
+    found = saver.get_tuple(config or thread())
+    assert found is not None
+    return found.checkpoint["channel_values"]
+
+
 class RoundTrips(list[RoundTrip]):
     """The round trips of a database, oldest first."""
 

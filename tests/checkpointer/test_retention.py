@@ -1,0 +1,52 @@
+"""Pruning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from langchain_core.messages import AIMessage, HumanMessage
+
+from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.db import Database
+from tests.builders import store, thread
+
+
+def test_prune_keeps_what_a_paused_run_needs(saver: Checkpointer, new_saver: Any) -> None:
+    config = thread()
+    for i in range(10):
+        config = store(
+            saver, {"messages": [HumanMessage(f"m{j} " + "x" * 200, id=str(j)) for j in range(i + 1)]}, config
+        )
+    saver.put_writes(config, [("messages", [AIMessage("pending " + "x" * 200)])], "task")
+    new_saver().prune(["t"])
+    found = new_saver().get_tuple(thread())
+    assert len(found.checkpoint["channel_values"]["messages"]) == 10
+    assert found.pending_writes[0][2][0].content.startswith("pending")
+    assert found.parent_config is None
+    assert len(list(saver.list(thread()))) == 1
+
+
+def test_prune_takes_the_space_of_what_it_deletes(saver: Checkpointer, database: Database, dsn: str) -> None:
+    config = thread()
+    for i in range(20):
+        config = store(saver, {"draft": f"draft {i} " + chr(65 + i) * 5000}, config)
+    saver.prune(["t"])
+    with psycopg.connect(dsn) as conn:
+        count = conn.execute(
+            "SELECT count(*) FROM haive.piece WHERE tenant_id = %s", (database.tenant,)
+        ).fetchone()[0]
+    assert count == 2  # the template and the last draft
+    (found,) = Checkpointer(database).list(thread())
+    assert found.checkpoint["channel_values"] == {"draft": "draft 19 " + "T" * 5000}
+
+
+def test_delete_for_runs_takes_their_checkpoints_and_no_others(saver: Checkpointer, new_saver: Any) -> None:
+    config = thread()
+    for i in range(6):
+        config = store(saver, {"draft": f"draft {i} " + "x" * 500}, config, run_id=f"run-{i % 3}")
+    new_saver().delete_for_runs(["run-1", "run-2"])
+    found = list(new_saver().list(thread()))
+    assert [t.metadata["run_id"] for t in found] == ["run-0", "run-0"]
+    assert [t.checkpoint["channel_values"]["draft"][:7] for t in found] == ["draft 3", "draft 0"]
+    assert [t.parent_config for t in found] == [found[1].config, None]
