@@ -51,7 +51,9 @@ class DeltaHistory:
                 "id": address.checkpoint_id,
                 "depth": depth,
             }
-            rows = await db.fetch_all(self._context.queries["get_ancestors"], params, idempotent=True)
+            rows = await db.fetch_all(
+                self._context.queries.render("get_ancestors", more=""), params, idempotent=True
+            )
             with no_garbage_collection():
                 reader, chain = self._reads.open(rows, address, codec)
             if reader is None or not chain:

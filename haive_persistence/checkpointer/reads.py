@@ -30,6 +30,7 @@ from haive_persistence.checkpointer.thread_reader import (
     StaleReadRetry,
     StoredCheckpoint,
     ThreadReader,
+    fetch_pieces,
     no_garbage_collection,
     open_rows,
 )
@@ -64,8 +65,11 @@ class Reads:
         if address.checkpoint_id is not None:
             name, params["id"] = "get_one", address.checkpoint_id
         again = StaleReadRetry(self._context.cache)
+        queries = self._context.queries
         for _ in range(ATTEMPTS):
-            rows = await db.fetch_all(self._context.queries[name], params, idempotent=True)
+            is_known = self._context.cache.get(address.thread.bytes) is not None
+            query = queries.render(name, more="" if is_known else queries.part("first_pieces"))
+            rows = await db.fetch_all(query, params, idempotent=True)
             reader, stored = self.open(rows, address, codec)
             if reader is None or not stored:
                 return None
@@ -78,6 +82,7 @@ class Reads:
             except StaleRead as stale:
                 again.forget(stale)
                 continue
+            reader.keep_small()
             reader.settle()
             return found
         raise again.final_error(f"thread {address.thread_id!r}")
@@ -98,6 +103,8 @@ class Reads:
         for kind, id_, number, _, payload in rows:
             if kind == "s":
                 reader.open_sequence(number, payload)
+            elif kind == "p":
+                reader.unopened[number] = payload
             elif kind == "w":
                 writes.setdefault(id_, []).append(reader.open_write(ns_key, id_, number, payload))
         stored = [
@@ -283,7 +290,8 @@ class Page(NamedTuple):
 async def fetch_missing(
     db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[StoredCheckpoint], want: str = "all"
 ) -> None:
-    """Bring what some checkpoints need into memory: one statement per thread that lacks something."""
-    for thread, reader in readers.items():
-        if missing := reader.needed((s for s in stored if s.thread == thread), want):
-            await reader.fetch(db, missing)
+    """Bring what some checkpoints need into memory."""
+    by_thread: dict[uuid.UUID, list[StoredCheckpoint]] = {}
+    for s in stored:
+        by_thread.setdefault(s.thread, []).append(s)
+    await fetch_pieces(db, [(readers[t], readers[t].needed(of, want)) for t, of in by_thread.items()])

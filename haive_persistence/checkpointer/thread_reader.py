@@ -24,11 +24,12 @@ from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import ranges
 from haive_persistence.codec.limits import Budget
 from haive_persistence.codec.seal import is_sealed
-from haive_persistence.db.protocol import Executor, Query
+from haive_persistence.db.protocol import Executor, Query, Statement
 from haive_persistence.errors import ConflictError, DecodeError, PersistenceError, TamperedError
 from haive_persistence.keys import Sealing
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
+MAX_TEMPLATE = 160  # bytes as stored, of a template worth looking for
 _NO_TEMPLATE = "a row names a piece that is not a template: its data is damaged"
 
 
@@ -111,6 +112,7 @@ class ThreadReader:
         self._cache = cache
         self.log = log
         self.pieces = log.pieces
+        self.unopened: dict[int, bytes] = {}  # pieces as they are stored, which may be needed
         self.thread = thread
         self._codec = codec
         self._queries = queries
@@ -118,6 +120,12 @@ class ThreadReader:
         self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
         self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
         self._repeated: list[list[tuple[int, int]]] = []  # per checkpoint that names pieces more than once
+
+    def keep_small(self) -> None:
+        """Leave pieces that the read did not need, and that may be templates, to writers of this process."""
+        small = {no: stored for no, stored in self.unopened.items() if len(stored) <= MAX_TEMPLATE}
+        if small:
+            self.log.unopened = small
 
     def settle(self) -> None:
         """Charge the process's cache with what this read added to it; it may evict what others use."""
@@ -234,17 +242,31 @@ class ThreadReader:
 
     async def fetch(self, db: Executor, missing: set[int]) -> None:
         """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""
-        numbers = sorted(missing)
+        await fetch_pieces(db, [(self, missing)])
+
+    def to_fetch(self, missing: set[int]) -> list[int]:
+        """The pieces that must be fetched, in order; those that came with the checkpoint are opened."""
+        if at_hand := missing & self.unopened.keys():
+            self._record([(no, self.unopened.pop(no)) for no in sorted(at_hand)])
+        numbers = sorted(missing - at_hand)
         if numbers and not (numbers[0] >= 0 and numbers[-1] < 1 << 63):
             raise DecodeError("a row names a piece by a number that none can have: its data is damaged")
-        for at in range(0, len(numbers), FETCH_AT_ONCE):
-            part = numbers[at : at + FETCH_AT_ONCE]
-            rows = await db.fetch_all(*self._piece_query(part), idempotent=True)
-            found = self._open_pieces(rows)
-            self._budget.spend(sum(map(len, found.values())))
-            self.log.record_pieces(found, self.pieces)
-            if len(rows) != len(part):
-                raise StaleRead(self)
+        return numbers
+
+    def statement(self, numbers: Sequence[int]) -> Statement:
+        """The statement that fetches some pieces, if the thread is still at its epoch."""
+        return Statement(*self._piece_query(numbers))
+
+    def receive(self, numbers: Sequence[int], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Take the answer to `statement`. Raises StaleRead if pieces are missing in it."""
+        self._record([(no, payload) for no, payload in rows])
+        if len(rows) != len(numbers):
+            raise StaleRead(self)
+
+    def _record(self, rows: Sequence[tuple[int, bytes]]) -> None:
+        found = self._open_pieces(rows)
+        self._budget.spend(sum(map(len, found.values())))
+        self.log.record_pieces(found, self.pieces)
 
     def _open_pieces(self, rows: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
         numbers = [no for no, _ in rows]
@@ -379,3 +401,33 @@ def open_rows(
                 )
             )
     return stored, readers
+
+
+async def fetch_pieces(db: Executor, wanted: Iterable[tuple[ThreadReader, set[int]]]) -> None:
+    """Bring pieces of any number of threads into memory, in one round trip unless they are very many.
+
+    Raises StaleRead if one of the threads has changed meanwhile.
+    """
+    round_trip: list[tuple[ThreadReader, list[int]]] = []
+    size = 0
+    for reader, missing in wanted:
+        numbers = reader.to_fetch(missing)
+        for at in range(0, len(numbers), FETCH_AT_ONCE):
+            part = numbers[at : at + FETCH_AT_ONCE]
+            if size + len(part) > FETCH_AT_ONCE:
+                await _fetch(db, round_trip)
+                round_trip, size = [], 0
+            round_trip.append((reader, part))
+            size += len(part)
+    if round_trip:
+        await _fetch(db, round_trip)
+
+
+async def _fetch(db: Executor, parts: Sequence[tuple[ThreadReader, list[int]]]) -> None:
+    statements = [reader.statement(numbers) for reader, numbers in parts]
+    if len(statements) == 1:
+        answers = [await db.fetch_all(*statements[0], idempotent=True)]
+    else:
+        answers = await db.batch(statements, idempotent=True)
+    for (reader, numbers), rows in zip(parts, answers, strict=True):
+        reader.receive(numbers, rows)

@@ -35,7 +35,7 @@ from haive_persistence.checkpointer.statements import ASKED, PLAINTEXT, SEALED, 
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_for_child
 from haive_persistence.checkpointer.storage.encoder import Encoder
-from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
+from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
 from haive_persistence.db import fork_safety
 from haive_persistence.db.driver import require_driver
@@ -199,6 +199,7 @@ class Writes:
         log = self._context.cache.of(address.thread.bytes)
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec_to_write(db)
+            _learn_templates(address, codec, log)
             prepared = self._prepare(address, codec, log, encode)
             if prepared is None:
                 continue
@@ -339,3 +340,17 @@ def _group_commit() -> GroupCommit:
     from haive_persistence.db.batching.group_commit import GroupCommit
 
     return GroupCommit()
+
+
+def _learn_templates(address: Address, codec: Sealing, log: ThreadLog) -> None:
+    """Make small pieces known that came with the first read: a new process would store its templates again.
+
+    Each is known by its exact bytes as the template it may be.
+    """
+    if not log.unopened:
+        return
+    with log.lock:
+        unopened, log.unopened = log.unopened, {}
+        for no, stored in unopened.items():
+            with contextlib.suppress(CodecError):  # damaged: it is only not known
+                log.add_location(key_of("template", codec.open("piece", (address.thread, no), stored)), no)

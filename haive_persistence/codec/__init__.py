@@ -8,12 +8,14 @@ Unsealed, a value costs two bytes beside its own: the type tag, and how it was c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
 from haive_persistence.codec.compress import check_name, compress, decompress, decompress_all
+from haive_persistence.codec.data_types import lookup
 from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.seal import (
     Keyring,
@@ -42,6 +44,7 @@ __all__ = [
     "decompress",
     "is_sealed",
     "is_unbuilt",
+    "lookup",
     "new_data_key",
     "row",
     "unbuilt_count",
@@ -109,6 +112,15 @@ class Codec:
             raise
         except Exception as exc:
             raise DecodeError(f"the serialiser could not read a value of type {tag!r}: {exc}") from exc
+
+    def load_all(self, parts: Sequence[bytes]) -> list[Any]:
+        """`load` for many at once: what this package's serialiser wrote is read as one array."""
+        tag = _TAG_BYTES["msgpack"]
+        if len(parts) > 1 and isinstance(self.serde, SafeSerializer) and all(p[:1] == tag for p in parts):
+            array = b"\xdd" + len(parts).to_bytes(4, "big") + b"".join([part[1:] for part in parts])
+            with suppress(DecodeError):  # one by one, the error is of the part that is damaged
+                return list(self.serde.loads_typed(("msgpack", array)))
+        return list(map(self.load, parts))
 
     def pack(self, data: bytes, aad: bytes) -> bytes:
         """Compress `data`, and seal it for the row that `aad` (see `context`) names if there are keys."""

@@ -144,7 +144,7 @@ def _writes(code: int, payload: Callable[[Any], Any]) -> Make:
     def make(cls: type, encode: Encode) -> Describer:
         module, name, extras = cls.__module__, cls.__name__, _extras(cls)
         more = [extras] if extras else []
-        if module in sys.stdlib_module_names:
+        if module in sys.stdlib_module_names or cls.__dictoffset__ == 0:  # no attributes of its own
             return lambda obj: (code, [module, name, payload(obj), *more])
         return lambda obj: (code, [module, name, payload(obj), *_more(encode, extras, _attributes(obj))])
 
@@ -481,7 +481,7 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Make], ...] = (
     (_has("model_dump"), _model),
     (_has("get_secret_value"), _writes(_SINGLE, lambda obj: obj.get_secret_value())),
     (_has("dict"), _writes(EXT_PYDANTIC_V1, lambda obj: obj.dict())),
-    (_has("_asdict"), _writes(_KEYWORDS, lambda obj: {name: obj[at] for at, name in enumerate(obj._fields)})),
+    (_has("_asdict"), _writes(_KEYWORDS, lambda obj: dict(zip(obj._fields, obj, strict=False)))),
     (_is(pathlib.PurePath), _writes(_POSITIONAL, lambda obj: [*obj.parts])),
     (
         _is(re.Pattern),

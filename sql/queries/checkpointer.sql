@@ -4,6 +4,7 @@
 --   kind 'c' checkpoint  id, number = depth, other = parent's id, payload = body
 --   kind 'w' write       id of its checkpoint, number = write_no, payload
 --   kind 's' sequence    number = piece_no, payload: a sequence piece that a checkpoint or write names
+--   kind 'p' piece       number = piece_no, payload: one that may be needed
 
 -- Every statement names the tenant, which the policies demand too: a session that a pooler gave to somebody else
 -- in between then finds nothing instead of their rows.
@@ -111,7 +112,15 @@ FROM c CROSS JOIN LATERAL (
     WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND checkpoint_id = c.checkpoint_id
     OFFSET 0) AS w
 
+-- part: first_pieces
+-- Fills `more` where the process knows nothing of the thread: its first pieces, so that all of a small thread comes in
+-- one round trip. They are small, for they may be old: 64 kB at most.
+UNION ALL (SELECT 'p', NULL, piece_no, NULL, payload FROM haive.piece
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND octet_length(payload) <= 2048
+    ORDER BY piece_no LIMIT 32)
+
 -- part: rows
+-- slot: more
 SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t
 WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s
 UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, body FROM c
@@ -119,6 +128,7 @@ UNION ALL SELECT 'w', checkpoint_id, write_no, NULL, payload FROM w
 UNION ALL SELECT 's', NULL, p.piece_no, NULL, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s
   AND p.piece_no = ANY (ARRAY(SELECT unnest(sequence_nos) FROM c UNION SELECT unnest(sequence_nos) FROM w))
+/* more */
 
 -- name: get_latest
 -- The latest checkpoint of a namespace.

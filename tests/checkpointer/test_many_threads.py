@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Callable
+from typing import Any
 
+import psycopg
 from langchain_core.messages import HumanMessage
 
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
@@ -80,3 +83,42 @@ def test_a_stricter_serialiser_shares_nothing(saver: Checkpointer) -> None:
     strict.serde = SafeSerializer(allowed_msgpack_modules=None)
     assert strict.for_tenant("acme")._parts.context.cache is not before
     assert saver.for_tenant("acme")._parts.context.cache is before
+
+
+def test_a_process_for_each_turn_stores_no_templates_of_its_own(
+    new_saver: Callable[..., Checkpointer], admin: psycopg.Connection[Any], database: Database
+) -> None:
+    """Each turn has one new value; the names of channels and nodes are stored by the first few processes."""
+    config = thread("turns")
+    counts = []
+    for number in range(12):
+        saver = new_saver()
+        saver.get_tuple(thread("turns"))
+        config = store(saver, {"text": f"{number} " * 30, "n": number}, config)
+        saver.put_writes(config, [("text", "w" * 10), ("n", 1)], str(uuid.uuid4()), "~__pregel_pull, a node")
+        query = "SELECT count(*) FROM haive.piece WHERE tenant_id = %s"
+        counts.append(admin.execute(query, (database.tenant,)).fetchone()[0])  # type: ignore[index]
+    assert counts[-1] - counts[2] <= 12
+
+
+def test_a_small_thread_is_read_in_one_round_trip(
+    saver: Checkpointer, new_saver: Callable[..., Checkpointer], trips: RoundTrips
+) -> None:
+    messages = [HumanMessage(f"{n} " * 50, id=f"m{n}") for n in range(8)]
+    config = store(saver, {"messages": messages, "note": "x" * 100})
+    saver.put_writes(config, [("messages", [HumanMessage("more " * 20)])], str(uuid.uuid4()))
+    expected = saver.get_tuple(thread())
+    for wanted in (thread(), config):
+        cold = new_saver()
+        assert trips.of(lambda: cold.get_tuple(wanted)) == 1  # noqa: B023
+        assert cold.get_tuple(wanted) == expected
+
+
+def test_listing_threads_not_read_before_takes_two_round_trips(
+    saver: Checkpointer, new_saver: Callable[..., Checkpointer], trips: RoundTrips
+) -> None:
+    for number in range(12):
+        store(saver, {"text": f"{number} " * 50}, thread(f"t{number}"))
+    cold = new_saver()
+    assert trips.of(lambda: list(cold.list(None, limit=10))) == 2
+    assert list(cold.list(None)) == list(saver.list(None))

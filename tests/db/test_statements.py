@@ -62,6 +62,9 @@ def texts(room: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = list(queries.items())
     if room == "checkpointer":
         found += WriteStatements(queries).variants()
+        for name in ("get_latest", "get_one", "get_ancestors"):
+            for more in ("", queries.part("first_pieces")):
+                found.append((name, queries.render(name, more=more)))
         for name in ("list_all", "list_thread", "list_namespace", "list_one"):
             for check in ("", queries.part("has_signature")):
                 found.append((name, queries.render(name, signature_check=check)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, groupby
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -12,15 +11,10 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer.ids import unpack_uuid, unpack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
-from haive_persistence.checkpointer.storage.message_cache import (
-    MESSAGE_CLASSES,
-    CachedMessage,
-    Run,
-    are_immutable,
-    message_key,
-)
+from haive_persistence.checkpointer.storage.copies import CachedPiece, Run
+from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
-from haive_persistence.codec import Codec, SafeSerializer, unbuilt_count
+from haive_persistence.codec import Codec, lookup, unbuilt_count
 from haive_persistence.errors import DecodeError
 
 _CONTAINERS = frozenset({list, dict})
@@ -29,21 +23,20 @@ Ids = Mapping[int, tuple[str, int]]  # message piece -> the id it is given, and 
 _NO_IDS: Ids = {}
 
 
-def _given(ids: Ids, numbers: Sequence[int]) -> list[str | None] | None:
-    return [given and given[0] for given in map(ids.get, numbers)] if ids else None
+_Parts = tuple[list[Any], list[Any]]  # keys (of a dict's entries; else none) and values
 
 
-def _size(values: Iterable[Any]) -> int:
-    return sum(map(sys.getsizeof, values))
+def _split(kind: str, loaded: Any) -> _Parts:
+    if kind == "dict":
+        return list(loaded), list(loaded.values())
+    return [], loaded if kind == "list" else [loaded]
 
 
 def piece_size(piece: Any) -> int:
     """About how many bytes the value of a piece takes, stored or decoded."""
     if type(piece) is bytes:
         return len(piece)
-    if type(piece) is CachedMessage:
-        return _size(piece.fields.values())
-    return _size(piece.values() if type(piece) is dict else piece if type(piece) is tuple else ())
+    return piece.size if type(piece) is CachedPiece else 0
 
 
 class IdPiece:
@@ -61,12 +54,12 @@ class Decoder:
 
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
-        self._dump = codec.dump
-        self._is_safe = isinstance(codec.serde, SafeSerializer)
         self._log = log
         self._pieces = log.pieces
         self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
-        self._runs: dict[int, Run] = {}  # by the number of their first piece
+        self._load_all = codec.load_all
+        self._runs: dict[int, Run] = log.runs
+        self._current: dict[type, bool] = {}
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
         if type(manifest) is bytes:
@@ -93,9 +86,7 @@ class Decoder:
         return (node, arg) if send is None else send(node, arg)
 
     def _leaf(self, no: int) -> Any:
-        data = self._pieces[no]
-        self._log.add_location(key_of("value", data), no)
-        return self._load(data)
+        return self._parts(range(no, no + 1), _NO_IDS, "value")[1][0]
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
@@ -105,7 +96,7 @@ class Decoder:
             if isinstance(part, list):
                 out.append(self.decode(part[1], base))
             else:
-                out += self._slices(range(part[0], part[0] + part[1]), ids)
+                out += self._parts(range(part[0], part[0] + part[1]), ids, "list")[1]
         return out
 
     def _ids(self, items: Sequence[Any], base: int) -> Ids:
@@ -124,56 +115,88 @@ class Decoder:
         self._last_ids = (items, base, out)
         return out
 
-    def _slices(self, numbers: range, ids: Ids) -> list[Any]:
-        """The elements of some pieces."""
+    def _parts(self, numbers: range, ids: Ids, kind: str) -> _Parts:
+        """The elements, entries or value of some pieces."""
         run = self._runs.get(numbers.start)
-        if run is not None and run.length >= len(numbers):
-            return run.copies(_given(ids, numbers), len(numbers))
-        found = [self._pieces[no] for no in numbers]
-        for at, piece in enumerate(found):
-            if type(piece) is bytes:
-                no = numbers[at]
-                found[at] = self._elements(no, piece, ids.get(no))
-        kinds = set(map(type, found))
-        if CachedMessage not in kinds:
-            return list(chain.from_iterable(found))
-        if kinds == {CachedMessage}:
-            run = self._runs[numbers.start] = Run(found)
-            return run.copies(_given(ids, numbers))
-        out: list[Any] = []
+        known = 0
+        if run is not None and self._are_current(run.classes):
+            known = min(run.pieces, len(numbers))
+            if known == len(numbers):
+                return run.copies(numbers, ids)
+        pieces = [self._pieces[no] for no in numbers[known:]]
+        loaded = self._loaded(numbers[known:], pieces, ids, kind)
+        keys: list[Any] = []
+        values: list[Any] = []
         at = 0
-        for kind, part in groupby(found, type):
-            some = list(part)
-            if kind is CachedMessage:
-                out += Run(some).copies(_given(ids, numbers[at : at + len(some)]))
-            else:
-                out += chain.from_iterable(some)
-            at += len(some)
-        return out
+        for stop in [*loaded, len(pieces)]:  # what is cached up to there, then what was decoded
+            first = 0 if at == 0 else known + at
+            if stop > at or (at == 0 and known):
+                found = self._run(numbers[first:], pieces[at:stop], known if at == 0 else 0)
+                part = found.copies(numbers[first : known + stop], ids)
+                keys += part[0]
+                values += part[1]
+            if stop < len(pieces):
+                keys += loaded[stop][0]
+                values += loaded[stop][1]
+            at = stop + 1
+        return keys, values
 
-    def _elements(self, no: int, stored: bytes, given: tuple[str, int] | None) -> list[Any] | CachedMessage:
-        """Return the elements of a piece found as bytes; of a message read again, its cached form."""
-        before = unbuilt_count()
-        elements: list[Any] = self._load(stored)
-        built = unbuilt_count() == before
-        message: Any = elements[0] if len(elements) == 1 else None
-        if type(message) not in MESSAGE_CLASSES:
+    def _run(self, numbers: range, pieces: Sequence[CachedPiece], known: int) -> Run:
+        """The run that begins with the first of these numbers, with these pieces after the `known` ones."""
+        run = self._runs.get(numbers.start)
+        if run is None or not self._are_current(run.classes):
+            run = self._runs[numbers.start] = Run()
+        run.extend(known, pieces)
+        return run
+
+    def _loaded(self, numbers: range, pieces: list[Any], ids: Ids, kind: str) -> dict[int, _Parts]:
+        """Decode the pieces that are not cached. Returns them by their place.
+
+        Those decoded before are cached: they are put into `pieces` instead.
+        """
+        places: list[int] = []
+        for at, piece in enumerate(pieces):
+            if type(piece) is CachedPiece and not self._are_current(piece.classes):
+                pieces[at] = self._pieces[numbers[at]] = piece.stored
+            if type(pieces[at]) is bytes:
+                places.append(at)
+        found: dict[int, _Parts] = {}
+        for at, (loaded, is_built) in zip(places, self._decoded([pieces[at] for at in places]), strict=True):
+            no, stored = numbers[at], pieces[at]
+            parts = _split(kind, loaded)
             if self._is_new(no):
-                self._log.add_location(key_of("list", stored), no)
-            elif self._may_keep(no, stored, elements, built) and are_immutable(elements):
-                self._log.record_decoded(self._pieces, no, tuple(elements), _size(elements))
-            return elements
-        is_new = self._is_new(no)
-        keep = not is_new and self._may_keep(no, stored, elements, built)
-        original = CachedMessage.of(message) if keep else None
-        if original is not None:
-            self._log.record_decoded(self._pieces, no, original, 3 * len(stored) + 1000)
-            return original
-        if given is not None:
-            message.__dict__["id"] = given[0]
-        if is_new:  # so that it is known when it is put again
+                self._learn(no, stored, parts[1], ids.get(no), kind)
+            elif is_built and (cached := self._cached(no, stored, parts)) is not None:
+                pieces[at] = cached
+                continue
+            elif (given := ids.get(no)) is not None:
+                parts[1][0].__dict__["id"] = given[0]
+            found[at] = parts
+        return found
+
+    def _decoded(self, parts: list[bytes]) -> Iterable[tuple[Any, bool]]:
+        """Decode in one call, and tell of each whether it is built: what is not may be later."""
+        before = unbuilt_count()
+        found = self._load_all(parts)
+        if unbuilt_count() == before:
+            return [(loaded, True) for loaded in found]
+        return [self._decoded_alone(part) for part in parts]
+
+    def _decoded_alone(self, part: bytes) -> tuple[Any, bool]:
+        before = unbuilt_count()
+        return self._load(part), unbuilt_count() == before
+
+    def _learn(
+        self, no: int, stored: bytes, values: list[Any], given: tuple[str, int] | None, kind: str
+    ) -> None:
+        """Record where a part is stored, so that it is known when it is put again."""
+        message: Any = values[0] if len(values) == 1 and kind == "list" else None
+        if type(message) in MESSAGE_CLASSES:
+            if given is not None:
+                message.__dict__["id"] = given[0]
             self._register(no, message, stored, given)
-        return elements
+        else:
+            self._log.add_location(key_of(kind, stored), no)
 
     def _register(self, no: int, message: BaseMessage, stored: bytes, given: tuple[str, int] | None) -> None:
         fields = message_key(message)
@@ -191,35 +214,35 @@ class Decoder:
         met[no] = True
         return True
 
-    def _may_keep(self, no: int, stored: bytes, value: Any, built: bool) -> bool:
-        """True if a piece may stay decoded: asked once.
-
-        What was left unbuilt (not `built`) must not: its class may be imported later.
-        """
+    def _cached(self, no: int, stored: bytes, parts: _Parts) -> CachedPiece | None:
+        """A piece that is decoded again, to be handed out as copies from now on. None if it cannot be."""
         met = self._log.cacheable_by_piece
-        if met[no]:
-            met[no] = not self._is_safe or (built and self._dump(value) == stored)
-        return met[no]
+        if not met[no]:
+            return None
+        piece = CachedPiece.of(*parts, stored)
+        if piece is None:
+            met[no] = False
+        else:
+            self._log.record_decoded(self._pieces, no, piece, 3 * len(stored) + 1000)
+        return piece
+
+    def _are_current(self, classes: Iterable[type]) -> bool:
+        """Whether classes are still what their modules have under their names: a reload replaces them."""
+        current = self._current
+        for cls in classes:
+            if cls not in current:
+                current[cls] = lookup(cls.__module__, cls.__name__, cls.__qualname__) is cls
+            if not current[cls]:
+                return False
+        return True
 
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
-        log = self._log
         ((items, start),) = mf.items_of(manifest, base)
-        for part in mf.decode_items(items, start, log.sequences):
+        for part in mf.decode_items(items, start, self._log.sequences):
             if isinstance(part, list):
                 out[part[0]] = self.decode(part[1], base)
-                continue
-            for no in range(part[0], part[0] + part[1]):
-                piece = self._pieces[no]
-                out.update(self._entries(no, piece) if type(piece) is bytes else piece)
+            else:
+                keys, values = self._parts(range(part[0], part[0] + part[1]), _NO_IDS, "dict")
+                out.update(zip(keys, values, strict=True))
         return out
-
-    def _entries(self, no: int, stored: bytes) -> dict[str, Any]:
-        before = unbuilt_count()
-        entries: dict[str, Any] = self._load(stored)
-        built = unbuilt_count() == before
-        if self._is_new(no):
-            self._log.add_location(key_of("dict", stored), no)
-        elif self._may_keep(no, stored, entries, built) and are_immutable(entries.values()):
-            self._log.record_decoded(self._pieces, no, entries, _size(entries.values()))
-        return entries

@@ -14,15 +14,16 @@ Slices are serialised as a list (or dict), so a part comes back exactly as it wo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence, Sized
+from itertools import islice
+from typing import Any, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer.ids import pack_uuid, pack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
-from haive_persistence.checkpointer.storage.message_cache import MESSAGE_CLASSES, message_key
+from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
 from haive_persistence.checkpointer.storage.piece_index import Batch, Key, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import IDS, LISTS, OTHER, start_of
 from haive_persistence.codec import Codec, SafeSerializer
@@ -34,8 +35,10 @@ LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
 MAX_DEPTH = 16  # manifests in manifests; what is further inside is one piece
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
+_OF_MESSAGES = b"langchain_core.messages"  # in the serialised form of a message
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
 
+_T = TypeVar("_T", list[Any], dict[str, Any])
 _SCALARS = frozenset({int, float, bool, type(None)})
 _CONTAINERS = frozenset({list, dict})
 
@@ -97,6 +100,12 @@ class _Ids:
         self.new[piece] = (id_, key, bare)
 
 
+class _Budget:
+    """The number of elements of one list or dict that have a manifest of their own."""
+
+    nested = 0
+
+
 class Encoder:
     """Turns values into manifests, adding the pieces that are new to `batch`."""
 
@@ -155,9 +164,36 @@ class Encoder:
         return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())), IDS)]
 
     def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
+        budget = _Budget()
+        if not self._is_gridded(value, value):
+            return self._elements(value, ids, budget)
+        slices = [value[at : at + GRID] for at in range(0, len(value), GRID)]
+        return self._by_grid(slices, lambda part: self._elements(part, ids, budget))
+
+    def _is_gridded(self, value: Sized, elements: Iterable[Any]) -> bool:
+        return self._in_place and len(value) >= GRID and MESSAGE_CLASSES.isdisjoint(map(type, elements))
+
+    def _by_grid(self, slices: Sequence[_T], encode: Callable[[_T], list[Any]]) -> list[Any]:
+        """The parts of a list or dict that is passed in slices of the grid.
+
+        A slice of known exact bytes has the parts it had before: it is serialised in one call.
+        """
+        parts: list[Any] = []
+        for one in slices:
+            if len(one) < GRID:
+                parts += encode(one)
+                continue
+            key = key_of("grid", self._dump(one))
+            found = self._batch.find_grid(key)
+            if found is None:
+                found = encode(one)
+                self._batch.record_grid(key, found)
+            parts += found
+        return parts
+
+    def _elements(self, value: list[Any], ids: _Ids, budget: _Budget) -> list[Any]:
         parts: list[Any] = []
         small: list[Any] = []
-        nested = 0
         for at, element in enumerate(value):
             kind = type(element)
             if kind in _SCALARS or (kind is str and len(element) <= TINY):
@@ -172,9 +208,12 @@ class Encoder:
             if kind in MESSAGE_CLASSES:
                 parts.append(self._message(element, ids))
                 continue
-            inner = self._nested(element) if nested < NESTED_WHOLE else None
-            nested += inner is not None
-            parts.append(self._slice([element]) if inner is None else (None, inner))
+            data = self._dump([element]) if kind is not self._send_class else b""
+            inner = self._nested(element, data, budget)
+            if inner is None:
+                parts.append(self._batch.intern("list", data or self._dump([element]), LISTS))
+            else:
+                parts.append((None, inner))
         if small:
             parts.append(self._slice(small))
         return parts
@@ -247,20 +286,25 @@ class Encoder:
             ids.by_piece[piece] = no
         self._batch.put(no, mf.pack(flat))
 
-    def _nested(self, element: Any) -> mf.Manifest | None:
-        """The manifest of an element worth splitting, else None."""
+    def _nested(self, element: Any, data: bytes, budget: _Budget) -> mf.Manifest | None:
+        """The manifest of an element worth splitting, else None. `data`: its serialised form, or nothing."""
         if type(element) not in _CONTAINERS and type(element) is not self._send_class:
+            return None
+        if data and self._in_place and len(data) <= LARGE_INSIDE and _OF_MESSAGES not in data:
             return None
         if type(element) in _CONTAINERS and not _is_large(element, LARGE_INSIDE):
             return None
-        if self._depth == MAX_DEPTH:
+        if self._depth == MAX_DEPTH or budget.nested == NESTED_WHOLE:
             return None
         self._depth += 1
         try:
             inner = self.encode(element, LARGE_INSIDE)
         finally:
             self._depth -= 1
-        return inner if type(inner) is list and inner and inner[0] != mf.LEAF else None
+        if type(inner) is not list or not inner or inner[0] == mf.LEAF:
+            return None
+        budget.nested += 1
+        return inner
 
     def _slice(self, elements: list[Any]) -> int:
         return self._batch.intern("list", self._dump(elements), LISTS)
@@ -268,9 +312,16 @@ class Encoder:
     # --- dicts
 
     def _dict_parts(self, value: dict[str, Any]) -> list[Any]:
+        budget = _Budget()
+        if not self._is_gridded(value, value.values()):
+            return self._dict_entries(value, budget)
+        entries = iter(value.items())
+        slices = [dict(islice(entries, GRID)) for _ in range(0, len(value), GRID)]
+        return self._by_grid(slices, lambda part: self._dict_entries(part, budget))
+
+    def _dict_entries(self, value: dict[str, Any], budget: _Budget) -> list[Any]:
         parts: list[Any] = []
         small: dict[str, Any] = {}
-        nested = 0
         for at, (key, element) in enumerate(value.items()):
             kind = type(element)
             if kind in _SCALARS or (kind is str and len(element) + len(key) <= TINY):
@@ -282,9 +333,12 @@ class Encoder:
             if small:
                 parts.append(self._entries(small))
                 small = {}
-            inner = self._nested(element) if nested < NESTED_WHOLE else None
-            nested += inner is not None
-            parts.append(self._entries({key: element}) if inner is None else (key, inner))
+            data = self._dump({key: element}) if kind is not self._send_class else b""
+            inner = self._nested(element, data, budget)
+            if inner is None:
+                parts.append(self._batch.intern("dict", data or self._dump({key: element})))
+            else:
+                parts.append((key, inner))
         if small:
             parts.append(self._entries(small))
         return parts

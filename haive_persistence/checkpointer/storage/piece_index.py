@@ -38,6 +38,8 @@ LOG_BYTES = 1600
 CHECKPOINT_BYTES = 1000
 KEY_BYTES = 300
 PIECE_BYTES = 100
+GRID_BYTES = 3000
+MAX_GRIDS = 256
 LONG_KEY = 1024  # of longer keys a digest is stored
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
@@ -83,15 +85,18 @@ class ThreadLog:
         "clock",
         "delta_depth",
         "epoch",
+        "grids",
         "id_piece_by_message",
         "is_spared",
         "known",
         "lock",
         "next_numbers",
         "pieces",
+        "runs",
         "sequences",
         "stored_writes",
         "unacknowledged",
+        "unopened",
     )
 
     def __init__(self, epoch: int | None) -> None:
@@ -103,9 +108,13 @@ class ThreadLog:
         self.block: int | None = None
         self.next_numbers = [0, 0, 0]
         self.known: dict[Key, PieceRef] = {}
+        self.grids: dict[Key, list[int]] = {}  # slices of lists and dicts by their bytes: their pieces
         self.unacknowledged: dict[int, bytes] = {}
         self.bytes_to_send = 0  # of unacknowledged pieces
         self.pieces: dict[int, Any] = {}  # readers hold on to the dict they began with: see `evict_payloads`
+        self.runs: dict[int, Any] = {}  # of cached pieces, by the number of their first
+        # Small pieces as they are stored, which came with a read and may be templates: see `Writes`.
+        self.unopened: dict[int, bytes] = {}
         self.sequences: dict[int, list[int]] = {}
         # Messages that an id piece gives an id, and the one that does; 0 if several do. Where such a piece is
         # named for another message of it, they get theirs too: so they are named with it or not at all.
@@ -135,7 +144,8 @@ class ThreadLog:
         """Memory that all this takes, about."""
         per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + PIECE_BYTES * len(self.id_piece_by_message)
         checkpoints = CHECKPOINT_BYTES * (len(self.checkpoints) + len(self.stored_writes))
-        return LOG_BYTES + self.bytes_held + self.bytes_known + checkpoints + per_piece + self.bytes_to_send
+        parts = checkpoints + per_piece + GRID_BYTES * len(self.grids) + 2 * PIECE_BYTES * len(self.unopened)
+        return LOG_BYTES + self.bytes_held + self.bytes_known + parts + self.bytes_to_send
 
     def add_unacknowledged(self, no: int, data: bytes) -> None:
         self.unacknowledged[no] = data
@@ -207,6 +217,7 @@ class ThreadLog:
         """Evict cached payloads; piece numbers stay known. Active readers keep their own dict."""
         with self._guard:
             self.pieces = {}
+            self.runs = {}
             self.bytes_held = sum(8 * len(numbers) for numbers in self.sequences.values())
 
 
@@ -286,6 +297,18 @@ class Batch:
         key = key_of(kind, data)
         found = self.find(key)
         return self.add(key, data, part) if found is None else cast(int, found)
+
+    def find_grid(self, key: Key) -> list[int] | None:
+        """The pieces of a slice that was encoded before; all of them are acknowledged."""
+        return self._log.grids.get(key)
+
+    def record_grid(self, key: Key, parts: list[Any]) -> None:
+        """Record the pieces of a slice, unless some are new, or elements have manifests of their own."""
+        grids = self._log.grids
+        if all(type(part) is int and part not in self.send for part in parts):
+            grids[key] = parts
+            if len(grids) > MAX_GRIDS:
+                del grids[next(iter(grids))]
 
     def candidates(self) -> Iterable[tuple[int, list[int]]]:
         """Sequence pieces to name slices of, latest first."""

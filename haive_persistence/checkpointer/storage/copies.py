@@ -1,0 +1,361 @@
+"""Copies of decoded values, which share nothing that can be changed.
+
+Pure: no database. Decoding a message or a model takes several times as long as copying it. No code of the
+copied classes runs: an object's state is its slots of pydantic, its `__dict__` or its items, which are copied
+as they are. What is none of these, or holds one object twice, is decoded each time.
+
+Values are copied column by column: all dicts of a run at once, all objects of a class at once, so that most
+of the work is done outside of Python's interpreter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from itertools import repeat
+from operator import itemgetter
+from types import GetSetDescriptorType
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
+
+_IMMUTABLE = frozenset(
+    {str, int, float, bool, type(None), bytes, complex, Decimal, UUID}
+    | {datetime, date, time, timedelta, timezone}
+)
+_MAX_KINDS = 4096
+MAX_DEPTH = 24  # containers in containers; what is deeper is decoded each time
+
+_FIRST = itemgetter(0)
+
+
+class Kind(NamedTuple):
+    """A way to copy the objects of a class. `state` gives the dict or list that is all they are made of."""
+
+    state: Callable[[Any], Any]
+    make: Callable[[list[Any], Any], list[Any]]  # of copied states and what the values have in common
+    common: Callable[[Any], Any] = lambda value: None
+
+
+class Uncopyable(Exception):
+    """A value that must be decoded each time."""
+
+
+class Group:
+    """The values of one kind in a column."""
+
+    __slots__ = ("_child_at", "_children", "_common", "_empty", "_kind", "places", "states")
+
+    def __init__(self, kind: Kind, common: Any, empty: tuple[tuple[Any, type], ...]) -> None:
+        self._kind = kind
+        self._common = common
+        self._empty = empty  # keys of empty dicts and lists, in all of these values
+        self._children = Column()
+        self._child_at: list[tuple[int, Any]] = []  # which state, and the key or index in it
+        self.places: list[int] = []
+        self.states: list[Any] = []
+
+    def add(self, place: int, value: Any) -> None:
+        state = self._kind.state(value)
+        empty = {key for key, _ in self._empty}
+        for key, child in state.items() if type(state) is dict else enumerate(state):
+            if key not in empty and not is_immutable(child):
+                self._children.add(child)
+                self._child_at.append((len(self.states), key))
+        self.states.append(state)
+        self.places.append(place)
+
+    def copies(self, count: int, ids: Sequence[Any] | None) -> list[Any]:
+        states = list(map(type(self.states[0]).copy, self.states[:count]))
+        for key, kind in self._empty:
+            for state in states:
+                state[key] = kind()
+        if self._child_at:
+            children = bisect_left(self._child_at, count, key=_FIRST)
+            new = self._children.copies(children)
+            for (number, key), child in zip(self._child_at, new, strict=False):
+                states[number][key] = child
+        if ids is not None:
+            for state, place in zip(states, self.places, strict=False):
+                if ids[place] is not None:
+                    state["id"] = ids[place]
+        return self._kind.make(states, self._common)
+
+
+class Column:
+    """A sequence of copyable values, to be copied again and again: whole, or its beginning.
+
+    A history of 50 snapshots of 2000 messages is 100,000 copies, most of its time. Values may be added while
+    others are copied: what is not counted yet is not looked at.
+    """
+
+    __slots__ = ("_groups", "_shared", "length")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._groups: dict[Any, Group] = {}
+        self._shared: list[tuple[int, Any]] = []  # places of immutable values, and these
+
+    def add(self, value: Any) -> None:
+        if is_immutable(value):
+            self._shared.append((self.length, value))
+        else:
+            kind = _kind_of(type(value))
+            assert kind is not None  # see `check_copyable`
+            shape = (type(value), kind.common(value), _empty_parts(kind.state(value)))
+            group = self._groups.get(shape)
+            if group is None:
+                group = self._groups[shape] = Group(kind, *shape[1:])
+            group.add(self.length, value)
+        self.length += 1
+
+    def copies(self, length: int, ids: Sequence[Any] | None = None) -> list[Any]:
+        """Copies of the first `length` values; `ids` replace those of messages, where they are not None."""
+        groups = list(self._groups.values())
+        if len(groups) == 1 and not self._shared:
+            return groups[0].copies(length, ids) if length else []
+        out: list[Any] = [None] * length
+        for place, value in self._shared:
+            if place >= length:
+                break
+            out[place] = value
+        for group in groups:
+            count = bisect_left(group.places, length)
+            if count:
+                for place, copied in zip(group.places, group.copies(count, ids), strict=False):
+                    out[place] = copied
+        return out
+
+
+class CachedPiece:
+    """A decoded piece: its elements (of a dict, with their keys), handed out as copies only."""
+
+    __slots__ = ("classes", "keys", "size", "stored", "values")
+
+    def __init__(self, keys: list[Any], values: list[Any], stored: bytes, classes: frozenset[type]) -> None:
+        self.keys = keys
+        self.values = values
+        self.size = len(stored)
+        self.stored = stored if classes else b""  # to decode it again once they are other classes
+        self.classes = classes
+
+    @classmethod
+    def of(cls, keys: list[Any], values: list[Any], stored: bytes) -> CachedPiece | None:
+        """None if the values cannot be copied."""
+        classes: set[type] = set()
+        try:
+            check_copyable(values, classes, set())
+        except Uncopyable:
+            return None
+        return cls(keys, values, stored, frozenset(classes))
+
+
+class Run:
+    """Cached pieces with consecutive numbers, copied together."""
+
+    def __init__(self) -> None:
+        self.classes: set[type] = set()
+        self._lock = threading.Lock()
+        self._keys: list[Any] = []
+        self._column = Column()
+        self._ends: list[int] = []  # of each piece's values in the column
+
+    @property
+    def pieces(self) -> int:
+        return len(self._ends)
+
+    def extend(self, known: int, pieces: Sequence[CachedPiece]) -> None:
+        """Add pieces after the first `known`; another reader may have added some of them."""
+        with self._lock:
+            for piece in pieces[self.pieces - known :]:
+                self.classes |= piece.classes
+                self._keys += piece.keys
+                for value in piece.values:
+                    self._column.add(value)
+                self._ends.append(self._column.length)
+
+    def copies(
+        self, numbers: Sequence[int], ids: Mapping[int, tuple[str, int]]
+    ) -> tuple[list[Any], list[Any]]:
+        """Keys and copies of the first pieces, which have these numbers; messages get their `ids`."""
+        if not numbers:
+            return [], []
+        length = self._ends[len(numbers) - 1]
+        given: list[Any] = []
+        if ids:
+            given = [None] * length
+            for end, no in zip(self._ends, numbers, strict=False):
+                if no in ids:
+                    given[end - 1] = ids[no][0]
+        return self._keys[:length], self._column.copies(length, given or None)
+
+
+# --- what can be copied
+
+
+def check_copyable(value: Any, classes: set[type], seen: set[int], depth: int = 0) -> None:
+    """Raise Uncopyable if a copy would run code, share something that can be changed, or need much stack.
+
+    Adds the classes of its objects to `classes`.
+    """
+    cls = type(value)
+    if cls in _IMMUTABLE:
+        return
+    if issubclass(cls, Enum):
+        classes.add(cls)
+        return
+    kind = _kind_of(cls)
+    if kind is None or depth > MAX_DEPTH or id(value) in seen:  # one object twice: copies would be two
+        raise Uncopyable
+    if cls not in _tuples:
+        seen.add(id(value))
+    if cls not in _PLAIN:
+        classes.add(cls)
+    state = kind.state(value)
+    if type(state) is dict and not all(map(is_immutable, state)):
+        raise Uncopyable
+    for part in state.values() if type(state) is dict else state:
+        check_copyable(part, classes, seen, depth + 1)
+
+
+def is_immutable(value: Any) -> bool:
+    """True if a value may be handed out again and again as it is."""
+    cls = type(value)
+    if cls in _IMMUTABLE or issubclass(cls, Enum):
+        return True
+    return cls in _tuples and all(map(is_immutable, value))
+
+
+def _empty_parts(state: Any) -> tuple[tuple[Any, type], ...]:
+    if type(state) is not dict:
+        return ()
+    return tuple([(key, type(v)) for key, v in state.items() if type(v) in _EMPTY and not v])
+
+
+# --- how each class is copied
+
+_FIELDS_OF: Callable[[Any], dict[str, Any]] = BaseModel.__dict__["__dict__"].__get__
+_new = object.__new__
+_each = deque[None](maxlen=0).extend
+_EMPTY = frozenset({list, dict})
+_PLAIN = frozenset({list, dict, tuple})
+_kinds: dict[type, Kind | None] = {}
+_tuples: set[type] = {tuple}  # and named tuples
+
+
+def _kind_of(cls: type) -> Kind | None:
+    try:
+        return _kinds[cls]
+    except KeyError:
+        if len(_kinds) >= _MAX_KINDS:
+            _kinds.clear()
+        kind = _kinds[cls] = _classify(cls)
+        return kind
+
+
+def _classify(cls: type) -> Kind | None:
+    if cls is list or cls is dict:
+        return _CONTAINER
+    if cls is tuple or (issubclass(cls, tuple) and hasattr(cls, "_fields") and not cls.__dictoffset__):
+        _tuples.add(cls)
+        return _tuple(cls)
+    if not _is_plain_object(cls):
+        return None
+    if issubclass(cls, BaseModel):
+        return _model(cls)
+    return _dataclass(cls) if dataclasses.is_dataclass(cls) else None
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _as_they_are(states: list[Any], _: Any) -> list[Any]:
+    return states
+
+
+_CONTAINER = Kind(_itself, _as_they_are)
+
+
+def _tuple(cls: type[tuple[Any, ...]]) -> Kind:
+    def make(states: list[Any], _: Any) -> list[Any]:
+        return [tuple.__new__(cls, state) for state in states]
+
+    return Kind(list, make)
+
+
+def _is_plain_object(cls: type) -> bool:
+    """True if an object of the class is made of its `__dict__` (and pydantic's slots) alone."""
+    new: Any = cls.__new__
+    if new is not object.__new__ or hasattr(cls, "__del__"):
+        return False
+    slots = {name for base in cls.__mro__ if base is not BaseModel for name in _slots(base)}
+    return slots <= {"__dict__", "__weakref__"} and cls.__base__ is not None and _starts_as_object(cls)
+
+
+def _slots(cls: type) -> Sequence[str]:
+    slots = cls.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _starts_as_object(cls: type) -> bool:
+    """True unless a built-in type other than `object` is among its bases: that keeps state of its own."""
+    return all(base is object or base.__flags__ & _HEAP_TYPE for base in cls.__mro__)
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+
+
+def _dataclass(cls: type) -> Kind | None:
+    slots = [base.__dict__["__dict__"] for base in cls.__mro__ if "__dict__" in base.__dict__]
+    if not slots or not isinstance(slots[-1], GetSetDescriptorType):
+        return None
+    fields_of, set_fields = slots[-1].__get__, slots[-1].__set__
+
+    def make(states: list[Any], _: Any) -> list[Any]:
+        made: list[Any] = list(map(_new, repeat(cls, len(states))))
+        _each(map(set_fields, made, states))
+        return made
+
+    return Kind(fields_of, make)
+
+
+def _model(cls: type[BaseModel]) -> Kind:
+    names = set(cls.model_fields)
+    allows_extra = cls.model_config.get("extra") == "allow"
+
+    def state(value: Any) -> dict[str, Any]:
+        if value.__pydantic_private__ is not None:
+            raise Uncopyable
+        if (value.__pydantic_extra__ != {}) if allows_extra else (value.__pydantic_extra__ is not None):
+            raise Uncopyable
+        return _FIELDS_OF(value)
+
+    def common(value: Any) -> frozenset[str] | None:
+        """The fields that are set. None if all are: then the set may be shared, nothing can be added."""
+        return None if value.__pydantic_fields_set__ == names else frozenset(value.__pydantic_fields_set__)
+
+    def make(states: list[Any], fields_set: frozenset[str] | None) -> list[Any]:
+        made = list(map(_new, repeat(cls, len(states))))
+        _each(map(SET_FIELDS, made, states))
+        _each(
+            map(
+                SET_FIELDS_SET,
+                made,
+                repeat(set(names)) if fields_set is None else map(set, repeat(fields_set)),
+            )
+        )
+        _each(map(SET_EXTRA, made, [{} for _ in states] if allows_extra else repeat(None)))
+        _each(map(SET_PRIVATE, made, repeat(None)))
+        return made
+
+    return Kind(state, make, common)
