@@ -8,7 +8,7 @@ LOCK ?= requirements/locked.txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-long check bench bench-full format reference lock clean
+.PHONY: demo test check bench bench-full format mutation reference lock clean
 
 demo: $(READY)  ## a tool-calling agent on the embedded Postgres, killed half-way and resumed by a second process
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,19 @@ bench-full: $(READY)  ## what the README quotes
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MODULE ?= haive_persistence/documents/filters.py
+TESTS ?= tests/store/test_filters.py
+mutation: $(READY)  ## which changes of MODULE do TESTS not notice?
+	git diff --quiet  # it changes the files, and changes them back
+	$(BIN)/python -m pip install --quiet cosmic-ray
+	printf '[cosmic-ray]\nmodule-path = "%s"\ntimeout = 120.0\nexcluded-modules = []\ntest-command = "%s"\n[cosmic-ray.distributor]\nname = "local"\n' \
+		'$(MODULE)' '$(BIN)/python -m pytest -q -x -p no:cacheprovider $(TESTS)' > $(VENV)/mutation.toml
+	rm -f $(VENV)/mutation.sqlite
+	$(BIN)/cosmic-ray init $(VENV)/mutation.toml $(VENV)/mutation.sqlite
+	$(BIN)/cosmic-ray --verbosity ERROR baseline $(VENV)/mutation.toml
+	$(BIN)/cosmic-ray exec $(VENV)/mutation.toml $(VENV)/mutation.sqlite
+	$(BIN)/cr-report --show-diff --surviving-only $(VENV)/mutation.sqlite
 
 reference: $(READY)  ## write docs/reference.md from the code
 	$(BIN)/python -m tools.make_reference

@@ -381,7 +381,7 @@ def test_failures_to_connect_have_codes_of_their_own(
 def test_an_error_about_a_connection_string_shows_no_password(secret: str) -> None:
     with pytest.raises(PersistenceError) as caught:
         Database(secret).setup()
-    assert isinstance(caught.value, ConfigError)
+    assert isinstance(caught.value, ConfigError | UnavailableError)  # older libpqs take a blank in a URL
     assert "s3cr" not in "".join(traceback.format_exception(caught.value))
 
 
