@@ -80,7 +80,6 @@ NOT_YET: dict[str, int] = {
     "haive_persistence/checkpointer/storage/bindings.py": 2,
     "haive_persistence/checkpointer/storage/encoder.py": 2,
     "haive_persistence/checkpointer/storage/manifest.py": 4,
-    "haive_persistence/checkpointer/storage/message_cache.py": 3,
     "haive_persistence/checkpointer/storage/piece_cache.py": 2,
     "haive_persistence/checkpointer/storage/piece_index.py": 9,
     "haive_persistence/checkpointer/storage/piece_numbers.py": 2,
