@@ -185,13 +185,12 @@ def _new_compressor(number: int, level: int) -> zstandard.ZstdCompressor:
 def _dictionary(number: int) -> zstandard.ZstdCompressionDict | None:
     if number == 0:
         return None
-    source = resources.files("haive_persistence.codec") / "dictionaries" / f"{number:04d}.zdict"
-    try:
-        return zstandard.ZstdCompressionDict(source.read_bytes(), zstandard.DICT_TYPE_FULLDICT)
-    except FileNotFoundError:
+    if number > CURRENT_DICTIONARY:
         raise DecodeError(
             f"compression dictionary {number} is unknown: written by a newer version of this package"
-        ) from None
+        )
+    source = resources.files("haive_persistence.codec") / "dictionaries" / f"{number:04d}.zdict"
+    return zstandard.ZstdCompressionDict(source.read_bytes(), zstandard.DICT_TYPE_FULLDICT)
 
 
 @cache

@@ -125,7 +125,7 @@ def build_model(cls: type[BaseModel], fields: Any, *, trusted: bool) -> Any:
             pass
     try:
         return cls(**fields)
-    except Exception:
+    except Exception:  # no longer valid: taken as it is
         return cls.model_construct(**fields) if trusted else construct(cls, fields)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from haive_persistence.errors import EncodeError, InvalidInputError
+from haive_persistence.errors import DecodeError, EncodeError, InvalidInputError
 
 # Starts an escape in comparable JSON; a code point that Unicode promises never to assign.
 _ESCAPE = "\ufdd0"
@@ -64,12 +64,17 @@ def checked(value: object) -> dict[str, Any]:
 def decode(
     value: dict[str, Any] | None, exact_json: bytes | None = None, key_order: bytes | None = None
 ) -> dict[str, Any]:
-    """The value that `encode` encoded."""
+    """The value that `encode` encoded. Raises DecodeError if a column is damaged."""
     if exact_json is not None:
         return from_json(exact_json)
     if value is None:
         return {}
-    return value if key_order is None else _reordered(value, key_order)
+    if key_order is None:
+        return value
+    try:
+        return _reordered(value, key_order)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise DecodeError(f"the order of an item's keys is damaged: {error}") from error
 
 
 def to_json(value: object) -> bytes:
@@ -78,8 +83,13 @@ def to_json(value: object) -> bytes:
 
 
 def from_json(data: bytes) -> dict[str, Any]:
-    """The value that `to_json` wrote."""
-    result: dict[str, Any] = json.loads(bytes(data).decode("utf-8", "surrogatepass"))
+    """The value that `to_json` wrote. Raises DecodeError if it is damaged."""
+    try:
+        result = json.loads(bytes(data).decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"an item's value is damaged: {error}") from error
+    if not isinstance(result, dict):
+        raise DecodeError("an item's value is damaged: it is no dict")
     return result
 
 
