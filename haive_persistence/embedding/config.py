@@ -26,7 +26,7 @@ _PAGE = 7_500
 
 
 class ANNIndexConfig(TypedDict, total=False):
-    """How the index is built. Unset parameters are pgvector's defaults."""
+    """The way the index is built. Unset parameters are pgvector's defaults."""
 
     kind: Literal["hnsw", "ivfflat", "flat"]
     """"flat" builds none: every search is exact."""
@@ -65,7 +65,7 @@ class VectorIndex:
         return f"{self.table}_{self.kind}_{self.distance}"
 
     def method(self, pgvector_schema: str) -> str:
-        """What follows CREATE INDEX … USING."""
+        """The text that follows CREATE INDEX … USING."""
         opclass = f"{_quoted(pgvector_schema)}.{self.vector_type}_{_OPCLASSES[self.distance]}"
         built = f"{self.kind} (embedding {opclass})"
         options = ", ".join(f"{name} = {value}" for name, value in self.parameters)
@@ -77,7 +77,7 @@ class VectorIndex:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What `search_settings` binds; pgvector's advice for probes is the root of the lists."""
+        """The values that `search_settings` binds; pgvector's advice for probes is the root of the lists."""
         lists = dict(self.parameters).get("lists", 100)
         return {"ef_search": "100", "max_scan_tuples": "10000", "probes": str(max(1, math.isqrt(lists)))}
 
@@ -88,7 +88,7 @@ class VectorIndex:
         return 1 - distance if self.distance == "cosine" else -distance
 
     def slots(self, pgvector_schema: str) -> dict[str, str]:
-        """What fills store.sql's queries for this table, type and distance."""
+        """The values of the slots in store.sql's queries for this table, type and distance."""
         schema = _quoted(pgvector_schema)
         return {
             "vectors": self.table,
