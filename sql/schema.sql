@@ -253,3 +253,27 @@ BEGIN
 END
 $$;
 GRANT EXECUTE ON FUNCTION haive.check_data_key TO PUBLIC;
+
+-- Moves the vectors of items to the items' new names, in every table of vectors there is.
+CREATE FUNCTION haive.rename_vectors(
+    tenant text, namespaces text[], keys text[], new_namespaces text[], new_keys text[]
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    vectors regclass;
+BEGIN
+    FOR vectors IN
+        SELECT conrelid FROM pg_catalog.pg_constraint
+        WHERE contype = 'f' AND confrelid = pg_typeof(NULL::haive.store_item)::text::regclass
+    LOOP
+        EXECUTE format(
+            'UPDATE %s v SET namespace = k.new_namespace, key = k.new_key'
+            ' FROM unnest($2, $3, $4, $5) AS k (namespace, key, new_namespace, new_key)'
+            ' WHERE v.tenant_id = $1 AND v.namespace = k.namespace AND v.key = k.key',
+            vectors
+        ) USING tenant, namespaces, keys, new_namespaces, new_keys;
+    END LOOP;
+END
+$$;
+GRANT EXECUTE ON FUNCTION haive.rename_vectors TO PUBLIC;

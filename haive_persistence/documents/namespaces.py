@@ -10,9 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-from langgraph.store.base import InvalidNamespaceError, MatchCondition, Op, PutOp, validate_op_namespace
+from langgraph.store.base import (
+    InvalidNamespaceError,
+    MatchCondition,
+    Op,
+    PutOp,
+    SearchOp,
+    validate_op_namespace,
+)
 
 from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
 
@@ -38,6 +45,10 @@ class Scope(NamedTuple):
 
 def check_op(op: Op) -> None:
     """Raise NamespaceError if an operation's namespace breaks LangGraph's rules."""
+    if isinstance(op, SearchOp):
+        prefix: Any = cast(Any, op.namespace_prefix)
+        if not isinstance(prefix, tuple | list) or not all(isinstance(label, str) for label in prefix):
+            raise NamespaceError(f"the namespace prefix {prefix!r} is not a tuple of texts")
     try:
         validate_op_namespace(op)
     except InvalidNamespaceError as error:

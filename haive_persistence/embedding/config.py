@@ -137,7 +137,9 @@ def tokenized(fields: Iterable[str]) -> tuple[tuple[str, Any], ...]:
 
 def read_index(index: PostgresIndexConfig) -> VectorIndex:
     """Check `index=`. Raises ConfigError, naming the setting and what it may be."""
+    _check_mapping("index", index)
     ann = cast("dict[str, Any]", index.get("ann_index_config") or {})
+    _check_mapping("index['ann_index_config']", ann)
     kind = _one_of("ann_index_config['kind']", ann.get("kind", "hnsw"), ("hnsw", "ivfflat", "flat"))
     vector_type = _one_of("ann_index_config['vector_type']", ann.get("vector_type", "vector"), tuple(_WIDEST))
     distance = _one_of("distance_type", index.get("distance_type", "cosine"), tuple(_OPERATORS))
@@ -152,6 +154,11 @@ def read_index(index: PostgresIndexConfig) -> VectorIndex:
         "hnsw": {"m": "m", "ef_construction": "ef_construction"},
         "ivfflat": {"nlist": "lists", "lists": "lists"},
     }
+    known = {"kind", "vector_type", *names["hnsw"], *names["ivfflat"]}
+    if unknown := ann.keys() - known:
+        raise ConfigError(
+            f"index['ann_index_config'] has {sorted(map(str, unknown))}: there are {', '.join(sorted(known))}"
+        )
     parameters = {
         ours: _whole(f"ann_index_config[{theirs!r}]", ann[theirs])
         for theirs, ours in names.get(kind, {}).items()
@@ -173,16 +180,19 @@ def read_index(index: PostgresIndexConfig) -> VectorIndex:
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"index: {name} = {value!r} is none of {', '.join(allowed)}")
     return str(value)
 
 
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f'{name} is a {type(value).__name__}: give a dict, such as {{"dims": 1536, "embed": …}}'
+        )
+
+
 def _whole(name: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1:
+    if type(value) is not int or value < 1:
         raise ConfigError(f"index: {name} = {value!r} is no whole number above 0")
-    return number
+    return value

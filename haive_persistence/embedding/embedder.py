@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
+from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
 from langgraph.store.base.embed import EmbeddingsLambda
 
@@ -25,8 +26,13 @@ class Embedder:
     """The user's embedding model: blocking and asynchronous, one call for all texts of a batch."""
 
     def __init__(self, embed: Any) -> None:
+        if not isinstance(embed, str | Embeddings | None) and not callable(embed):
+            raise ConfigError(
+                f"index['embed'] is a {type(embed).__name__}: give a LangChain Embeddings, a function, or a "
+                'name such as "openai:text-embedding-3-small"'
+            )
         try:
-            self.embeddings = ensure_embeddings(embed)
+            self.embeddings = ensure_embeddings(cast(Any, embed))
         except ValueError as error:
             raise ConfigError(f"index['embed']: {error}") from error
         # A function has one form for texts stored and searched for, a model may have two.

@@ -69,6 +69,8 @@ class Shared:
         self.index: VectorIndex | None = read_index(index) if index else None
         self.vector_schema = _new_vector_schema(database, self.index) if self.index else None
         self.large = LargeScopes()
+        #: Whether it was said that a query is ignored.
+        self.has_warned = False
         self.sealings = Sealings(DataKeys(database.queries("keys"), encryption))
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._lock = threading.Lock()
@@ -125,6 +127,14 @@ class Engine:
 
     # -- batches ------------------------------------------------------------------------------
 
+    def _warn_of_queries(self, batch: Batch) -> None:
+        if not self._shared.has_warned and any(search.op.query for search in batch.searches):
+            self._shared.has_warned = True
+            logger.warning(
+                "search(query=…) on a store without index=: the query is ignored and the newest items are "
+                'returned; give index={"dims": …, "embed": …} to search by meaning'
+            )
+
     def check(self, ops: Iterable[Op], *, expired: bool = False) -> Batch:
         """A batch, ready to run. Raises an InvalidInputError or EncodeError for what cannot be done.
 
@@ -132,6 +142,8 @@ class Engine:
         """
         batch = Batch(self._index, self._encryption, expired)
         batch.add(ops)
+        if self._index is None and batch.searches:
+            self._warn_of_queries(batch)
         return batch
 
     async def ask(self, batch: Batch) -> list[Result]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
 from typing_extensions import Self
@@ -15,11 +16,13 @@ from haive_persistence.config import LEFT_OUT, PersistenceConfig
 from haive_persistence.db import Database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.embedding import PostgresIndexConfig
-from haive_persistence.errors import ConfigError
+from haive_persistence.errors import ConfigError, InvalidInputError
 from haive_persistence.keys import SealProgress
 from haive_persistence.store.batch import Batch
 from haive_persistence.store.engine import Shared
 from haive_persistence.store.sweeper import Sweeper
+
+_SWEEP_INTERVAL_MINUTES = 5
 
 
 class PostgresStore(BaseStore):
@@ -63,7 +66,7 @@ class PostgresStore(BaseStore):
         self._database = _database(conn)
         self._owns_database = self._database is not conn
         self.index_config = index
-        self.ttl_config = ttl
+        self.ttl_config = _checked_ttl(ttl)
         self._shared = Shared(self._database, index)
         self._engine = self._shared.engine(self._database)
         self._sweeper = Sweeper()
@@ -240,13 +243,21 @@ class PostgresStore(BaseStore):
     def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> SweeperHandle:
         """Sweep in a thread, every so many minutes: as said here, in `ttl=`, or 5.
 
-        Returns a future of `concurrent.futures`: cancel it to stop. Without `ttl=` it is done already.
+        Returns:
+            A future of `concurrent.futures`: cancel it to stop. Without `ttl=` it is done already.
+
+        Raises:
+            InvalidInputError: If the interval is not above 0.
         """
         if not self.ttl_config:
             handle = SweeperHandle()
             handle.set_result(None)
             return handle
-        minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or 5
+        minutes = sweep_interval_minutes
+        if minutes is None:
+            minutes = self.ttl_config.get("sweep_interval_minutes") or _SWEEP_INTERVAL_MINUTES
+        elif not _is_positive(minutes):
+            raise InvalidInputError(f"sweep_interval_minutes={minutes!r}: give a number above 0, or None")
         return self._sweeper.start(self, float(minutes) * 60)
 
     def stop_ttl_sweeper(self, timeout: float | None = None) -> SettledInt:
@@ -263,6 +274,27 @@ def _database(given: object) -> Database:
         f"PostgresStore cannot work on a {type(given).__name__}: give a connection string, a "
         "PersistenceConfig, a Database, or nothing for the embedded Postgres"
     )
+
+
+def _checked_ttl(ttl: Any) -> TTLConfig | None:
+    """The settings, if they are numbers and truths. Raises ConfigError otherwise."""
+    settings: object = ttl
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(
+            f'ttl is a {type(ttl).__name__}: give a dict, such as {{"default_ttl": 60}} (minutes)'
+        )
+    for name, value in cast("Mapping[str, object]", settings or {}).items():
+        if name in ("default_ttl", "sweep_interval_minutes"):
+            if value is not None and not _is_positive(value):
+                raise ConfigError(f"ttl[{name!r}] = {value!r}: give minutes above 0, or None")
+        elif name in ("refresh_on_read", "omit_expired") and type(value) is not bool:
+            raise ConfigError(f"ttl[{name!r}] = {value!r}: write True or False")
+    checked: TTLConfig | None = ttl
+    return checked
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 class BlockingPostgresStore:

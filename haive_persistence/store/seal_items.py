@@ -87,16 +87,30 @@ async def _seal(
         codec.encode(stored, _CLEAR.decode(item, columns))
         for item, stored, (_, _, _, *columns) in zip(items, sealed, rows, strict=True)
     ]
-    params: dict[str, object] = {
-        "tenant": tenant,
-        "namespaces": text_array(namespace for namespace, _ in items),
-        "keys": text_array(key for _, key in items),
-        "sealed_namespaces": text_array(namespace for namespace, _ in sealed),
-        "sealed_keys": text_array(key for _, key in sealed),
+    values = {
         "payloads": bytea_array(columns.payload for columns in encoded),
         "values": f"[{','.join([columns.value for columns in encoded])}]",
     }
-    await tx.batch([Statement(queries[name], params) for name in ("delete_replaced_items", "seal_items")])
+    renamed = list(zip(items, sealed, strict=True))
+    made = await tx.fetch_all(queries["seal_items"], {**_names(tenant, renamed), **values})
+    new = {(namespace, key) for namespace, key in made}
+    moved = _names(tenant, [pair for pair in renamed if pair[1] in new])
+    await tx.batch(
+        [
+            Statement(queries["rename_vectors"], moved),
+            Statement(queries["delete_items"], _names(tenant, renamed)),
+        ]
+    )
+
+
+def _names(tenant: str, renamed: Sequence[tuple[ItemId, ItemId]]) -> dict[str, object]:
+    return {
+        "tenant": tenant,
+        "namespaces": text_array(item[0] for item, _ in renamed),
+        "keys": text_array(item[1] for item, _ in renamed),
+        "sealed_namespaces": text_array(sealed[0] for _, sealed in renamed),
+        "sealed_keys": text_array(sealed[1] for _, sealed in renamed),
+    }
 
 
 def reporting(progress: Callable[[SealProgress], None], total: int) -> Callable[[int], None]:

@@ -243,27 +243,26 @@ ORDER BY i.namespace, i.key
 LIMIT %(limit)s
 FOR UPDATE;
 
--- name: delete_replaced_items
--- Items in plaintext that were put again sealed.
-DELETE FROM haive.store_item i
-USING unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]),
-             (SELECT %(sealed_namespaces)s::text[]), (SELECT %(sealed_keys)s::text[]))
-    AS p (namespace, key, sealed_namespace, sealed_key)
-WHERE i.tenant_id = %(tenant)s AND i.namespace = p.namespace AND i.key = p.key
-  AND EXISTS (SELECT FROM haive.store_item s
-              WHERE s.tenant_id = %(tenant)s AND s.namespace = p.sealed_namespace AND s.key = p.sealed_key);
-
 -- name: seal_items
--- Their vectors follow them.
-UPDATE haive.store_item i
-SET namespace = p.sealed_namespace, key = p.sealed_key, value = p.value, payload = p.payload,
-    exact_json = NULL, key_order = NULL
+-- Makes the sealed rows of items in plaintext, and returns the names of those that no sealed row has yet.
+INSERT INTO haive.store_item
+    (tenant_id, namespace, key, created_at, updated_at, expires_at, ttl_minutes, value, payload)
+SELECT %(tenant)s, p.sealed_namespace, p.sealed_key, i.created_at, i.updated_at, i.expires_at, i.ttl_minutes,
+       p.value, p.payload
 FROM ROWS FROM (
     unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[]), (SELECT %(sealed_namespaces)s::text[]),
            (SELECT %(sealed_keys)s::text[]), (SELECT %(payloads)s::bytea[])),
     jsonb_array_elements((SELECT %(values)s::jsonb))
 ) AS p (namespace, key, sealed_namespace, sealed_key, payload, value)
-WHERE i.tenant_id = %(tenant)s AND i.namespace = p.namespace AND i.key = p.key;
+JOIN haive.store_item i ON i.tenant_id = %(tenant)s AND i.namespace = p.namespace AND i.key = p.key
+ON CONFLICT (tenant_id, namespace, key) DO NOTHING
+RETURNING namespace, key;
+
+-- name: rename_vectors
+-- The vectors of items that are stored under other names now.
+SELECT haive.rename_vectors(
+    %(tenant)s, %(namespaces)s::text[], %(keys)s::text[], %(sealed_namespaces)s::text[], %(sealed_keys)s::text[]
+);
 
 -- name: sweep_items
 -- Deletes some expired items; those that another sweeper or a writer holds are left to it.
@@ -444,7 +443,7 @@ CREATE TABLE IF NOT EXISTS haive./* vectors */ (
     field     text COLLATE "C" NOT NULL,
     embedding /* vector_type */(/* dims */) NOT NULL,
     PRIMARY KEY (tenant_id, namespace, key, field),
-    FOREIGN KEY (tenant_id, namespace, key) REFERENCES haive.store_item ON DELETE CASCADE ON UPDATE CASCADE
+    FOREIGN KEY (tenant_id, namespace, key) REFERENCES haive.store_item ON DELETE CASCADE
 );
 
 -- name: store_plain
