@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -20,6 +20,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
+from haive_persistence._awaitable import Settled
 from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.copy import Copying
@@ -54,14 +55,6 @@ class PsycopgSource(Protocol):
 
     @property
     def closed(self) -> bool: ...
-
-
-class _Done:
-    """The result of a call that has finished and may be awaited all the same."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
 
 
 class _Parts(NamedTuple):
@@ -236,7 +229,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     def setup(self) -> Awaitable[None]:
         """Bring the schema up to date now; nobody must call it. May be awaited."""
         self._database.setup()
-        return _Done()
+        return Settled()
 
     def close(self) -> None:
         """Close the connections, if this object opened them."""

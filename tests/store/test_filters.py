@@ -162,3 +162,11 @@ def test_fields_and_operands_are_never_code(store: PostgresStore, attack: str) -
     assert store.search(("n",), filter={"a": {"$gt": attack}}) == []
     assert [item.key for item in store.search(("n",), filter={attack: attack})] == ["named"]
     assert [item.key for item in store.search(("n",), filter={attack: {"$eq": attack}})] == ["named"]
+
+
+def test_a_dict_in_a_list_matches_dicts_only(store: PostgresStore) -> None:
+    """A missing field equals None, but what is no dict has no fields to miss."""
+    for key, part in {"number": 5, "text": "t", "list": [1], "null": None, "dict": {"x": 1}}.items():
+        store.put(("n",), key, {"a": [part]})
+    for wanted in ({"a": [{}]}, {"a": [{"b": None}]}, {"a": [{"b": {"$ne": 1}}]}):
+        assert [item.key for item in store.search(("n",), filter=wanted)] == ["dict"], wanted
