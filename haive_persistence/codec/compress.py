@@ -31,7 +31,7 @@ SMALL: Final = 8 * 1024
 """Inputs shorter than this (in bytes) are compressed with the dictionary."""
 
 MAX_SIZE: Final = 1 << 30
-"""The largest input of `compress` and, unless told otherwise, output of `decompress`, in bytes."""
+"""The largest input of `compress` and, unless set otherwise, output of `decompress`, in bytes."""
 
 _FORMAT: Final = 0x10
 _RAW: Final = b"\x10"
@@ -161,7 +161,7 @@ def _frame(data: bytes, max_size: int) -> tuple[int, bytes, int]:
 
 
 def _with_decompressor(number: int, use: Callable[[zstandard.ZstdDecompressor], T]) -> T:
-    """What one for this dictionary gives, which nobody else uses meanwhile."""
+    """The result of `use` on a decompressor of this dictionary, which no other thread uses meanwhile."""
     free = _decompressors[number]
     try:
         decompressor = free.pop()

@@ -1,4 +1,4 @@
-"""What pydantic would do for a class, read off its core schema, and the same without its author's code."""
+"""Reads off a core schema what pydantic would run, and validates without its author's code."""
 
 from __future__ import annotations
 

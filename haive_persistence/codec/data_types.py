@@ -268,7 +268,7 @@ def _named_tuple(cls: Any, code: int, payload: dict[str, Any], extras: Mapping[s
 
 
 class _Plan(NamedTuple):
-    """How the fields of a dataclass are set."""
+    """The fields of a dataclass, and the way to set them."""
 
     names: frozenset[str]
     fields: tuple[Any, ...]

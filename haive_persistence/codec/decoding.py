@@ -68,7 +68,7 @@ class Plain:
 
 
 class _State(threading.local):
-    error: BaseException | None = None  # ormsgpack drops what a hook raises: kept here for `decode`
+    error: BaseException | None = None  # ormsgpack drops what a hook raises: held here for `decode`
     open_bytes: int = 0  # large extensions being read, each a copy of a part of the one around it
     limit: int = 0
     depth: int = 0  # extensions of some length being read; also reset by `decode`
@@ -180,7 +180,7 @@ class Reader:
         return builder
 
     def find(self, code: int, module: str, name: str, extras: Mapping[str, Any]) -> Builder | None:
-        """What builds `module.name`, or None (with the reason logged once) if nothing may."""
+        """The builder of `module.name`, or None (with the reason logged once) if nothing may."""
         key = (module, name)
         if own := standard_types.OWN.get(key):
             return own

@@ -1,4 +1,4 @@
-"""What objects are written as: an extension's code, and its payload.
+"""The stored form of objects: an extension's code, and its payload.
 
 An object becomes an extension `Ext(code, (module, name, payload, …))`. The codes and payloads are
 LangGraph's. Where LangGraph would lose something, a form is used that its permissive reader also
@@ -47,7 +47,7 @@ from haive_persistence.codec.standard_types import FACTORIES
 from haive_persistence.errors import EncodeError
 
 FIELDS = "model_construct"
-"""How a model is read again whose payload is its fields as they are; LangGraph's own form is its dump."""
+"""Marks a model whose payload is its fields as they are; LangGraph's own form is its dump."""
 
 Described = tuple[int, Any] | str | ormsgpack.Ext
 """An extension code and its payload, or the whole extension; or text that stands for the object."""
@@ -61,7 +61,7 @@ EXACT = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def find_describer(obj: Any, encode: Encode) -> Describer:
-    """How objects of this class are written; `encode` serialises a part. Raises TypeError if they are not."""
+    """The describer of this class; `encode` serialises a part. Raises TypeError if there is none."""
     cls = obj.__class__
     for recognises, make in _KINDS:
         if recognises(obj):
@@ -97,7 +97,7 @@ def _is_number_of_numpy(obj: Any) -> bool:
 
 
 def _extras(cls: type) -> dict[str, Any]:
-    """Where a class nested in another is found; LangGraph itself only looks at module level."""
+    """The path to a class nested in another; LangGraph itself only looks at module level."""
     if cls.__qualname__ == cls.__name__ or "<locals>" in cls.__qualname__:
         return {}
     return {"qualname": cls.__qualname__}
@@ -128,7 +128,7 @@ def _is_storable(encode: Encode, value: Any) -> bool:
 
 
 def _attributes(obj: Any, fields: Iterable[str] = ()) -> dict[str, Any]:
-    """What an object's `__dict__` holds that is neither a field nor computed when it is asked for."""
+    """The part of an object's `__dict__` that is neither a field nor computed when it is asked for."""
     found: dict[str, Any] = getattr(obj, "__dict__", {})
     names = found.keys() - set(fields)
     return {
@@ -368,7 +368,7 @@ _DATETIME_PARTS = ("year", "month", "day", "hour", "minute", "second", "microsec
 
 
 def _iso_keeps(zone: Any) -> bool:
-    """Whether ISO 8601 text keeps this time zone (foreign tzinfo classes keep only their offset)."""
+    """True if ISO 8601 text keeps this time zone (foreign tzinfo classes keep only their offset)."""
     if zone is None or zone is timezone.utc:
         return True
     if isinstance(zone, ZoneInfo):
@@ -453,7 +453,7 @@ _ADVICE: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 
 def _advice(obj: Any) -> str:
-    """What to store instead."""
+    """Advice on what to store instead."""
     fitting = (advice for fits, advice in _ADVICE if fits(obj))
     return next(fitting, "make it a dataclass or a pydantic model, or store a dict of its parts")
 

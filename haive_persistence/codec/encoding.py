@@ -78,7 +78,7 @@ def _default_any_key(obj: Any) -> Any:
 
 
 def _has_plain_keys(value: Any) -> bool:
-    """Whether msgpack keeps the keys of all dicts in this value (but for those inside objects)."""
+    """True if msgpack keeps the keys of all dicts in this value (but for those inside objects)."""
     if type(value) is dict:
         if not EXACT.issuperset(map(type, value)):
             return False
@@ -91,7 +91,7 @@ def _has_plain_keys(value: Any) -> bool:
 
 
 def _describer(obj: Any) -> Describer:
-    """How objects of this class are written; remembered per class."""
+    """The describer of objects of this class; remembered per class."""
     describer = find_describer(obj, encode)
     if obj.__class__ is type(obj):
         if len(_describers) >= _MAX_DESCRIBERS:

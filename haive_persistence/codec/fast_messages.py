@@ -67,7 +67,7 @@ _SHAPES: dict[type[BaseMessage], tuple[dict[str, str | None], set[str]]] = {
 
 
 def _difference(cls: type[BaseMessage]) -> str | None:
-    """What of a class's structure differs from the one the functions below were written for."""
+    """The first difference of a class's structure from the one the functions below were written for."""
     fields, validators = _SHAPES[cls]
     decorators = cls.__pydantic_decorators__
     checks = {
@@ -284,7 +284,7 @@ def _samples(cls: type[BaseMessage]) -> Iterator[dict[str, Any]]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, type by type and in the same order."""
+    """True if two values are equal, type by type and in the same order."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -295,7 +295,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _is_proven(cls: type[BaseMessage], build: _Build) -> bool:
-    """Whether the fast way builds what validation builds, for every sample."""
+    """True if the fast way builds what validation builds, for every sample."""
     for fields in _samples(cls):
         fast, validated = build(deepcopy(fields)), cls(**deepcopy(fields))
         if fast is None or not (

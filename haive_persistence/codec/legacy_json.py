@@ -87,7 +87,7 @@ def _build(reader: Reader, key: tuple[str, str], value: dict[str, Any]) -> Any:
 
 
 def _langchain_key(path: list[Any]) -> tuple[str, str] | None:
-    """Where LangChain keeps the class of an `lc: 1` id, if it is one of langchain-core's."""
+    """The module and name of the class of an `lc: 1` id, if it is one of langchain-core's."""
     if not all(isinstance(step, str) for step in path):
         return None
     found = ALL_SERIALIZABLE_MAPPINGS.get(tuple(path))

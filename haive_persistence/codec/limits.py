@@ -1,4 +1,4 @@
-"""What one read may take."""
+"""Limits of what one read may take."""
 
 from __future__ import annotations
 

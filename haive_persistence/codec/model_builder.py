@@ -25,7 +25,7 @@ SET_PRIVATE = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
 class _Profile(NamedTuple):
-    """What must be known about a model class before it can be built."""
+    """Properties of a model class that decide the way it is built."""
 
     names: frozenset[str]
     by_name: bool  # fields have aliases, and the dump holds their names

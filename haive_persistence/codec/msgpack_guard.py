@@ -84,4 +84,4 @@ def _version() -> tuple[int, ...]:
 
 
 MUST_CHECK: Final = _version() < _SAFE_SINCE
-"""Whether the installed ormsgpack must not see an input that `is_suspicious` before `check_counts`."""
+"""True if the installed ormsgpack must not see an input that `is_suspicious` before `check_counts`."""

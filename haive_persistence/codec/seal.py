@@ -139,7 +139,7 @@ class _Box:
             raise TamperedError(_CHANGED) from exc
 
     def made(self, body: bytes) -> bool:
-        """Whether a record that does not open was made with this key, and changed since."""
+        """True if a record that does not open was made with this key, and changed since."""
         commitment = self._expand(body[:_SALT])[KEY_BYTES : KEY_BYTES + _COMMITMENT]
         return body[_SALT : _SALT + _CHECK] == self._check or body[_SALT + _CHECK : _PREFIX] == commitment
 
@@ -198,7 +198,7 @@ class Sealer:
 
 
 def is_sealed(stored: bytes) -> bool:
-    """Whether these stored bytes are a sealed record, of whatever format."""
+    """True if these stored bytes are a sealed record, of whatever format."""
     return bool(stored) and stored[0] >= _SEALED
 
 

@@ -1,4 +1,4 @@
-"""`SafeSerializer`: LangGraph's serialiser, safe without being told to be, and exact."""
+"""`SafeSerializer`: LangGraph's serialiser, safe without a setting, and exact."""
 
 from __future__ import annotations
 

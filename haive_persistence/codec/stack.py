@@ -63,7 +63,7 @@ def _size_on_linux() -> int:
 
 
 def with_large_stack(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, run in a thread of its own with a large stack."""
+    """Return or raise what `work` does, run in a thread of its own with a large stack."""
     results: list[T] = []
     errors: list[BaseException] = []
 

@@ -28,7 +28,7 @@ FROM_ISO = ("datetime", "datetime", "fromisoformat")
 
 
 def attribute(module: str, name: str) -> Any:
-    """What a loaded module has under a name, or None.
+    """The object that a loaded module has under a name, or None.
 
     Read past `__getattr__` and `__getattribute__`: a lazy module's may import.
     """
@@ -54,7 +54,7 @@ def hashable(value: Any) -> Any:
 
 
 def attributes(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """What an object held beside its fields. Raises CodeNeededError if some of it could not be stored."""
+    """The attributes beside an object's fields. Raises CodeNeededError if some could not be stored."""
     if left_out := extras.get("left_out"):
         raise CodeNeededError(f"its attribute {left_out[0]!r} could not be stored")
     return extras.get("attributes") or {}

@@ -52,7 +52,7 @@ def count_unbuilt(count: int) -> None:
 
 
 class Unbuilt:
-    """What every class here is, but the messages. `stored` is the extension it was read from."""
+    """Base of every class here but the messages. `stored` is the extension it was read from."""
 
     stored: Stored
 

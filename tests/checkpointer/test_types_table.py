@@ -101,7 +101,7 @@ ROWS: dict[str, Any] = {
     "`Decimal`, `UUID`": [Decimal("1.50"), uuid.UUID(int=1)],
     "path": Path("/a"),
     "enum, named tuple, dataclass": [Colour.RED, Pair(1, Item(2)), Item(1)],
-    "enum whose value is a tuple": Colour.CORNER,
+    "enum with a tuple as value": Colour.CORNER,
     "pydantic model": Model(value=[1]),
     "dataclass in a model's field of type `Any`": Model(value=Item(1)),
     "subclass of a message": Mine("x", extra=1),
