@@ -118,7 +118,7 @@ def run_of(*elements: list[Any]) -> Run:
     pieces = [CachedPiece.of([], part, b"stored") for part in elements]
     assert all(pieces)
     run = Run()
-    run.extend(0, pieces)  # type: ignore[arg-type]
+    assert run.extend(list(range(len(pieces))), pieces)  # type: ignore[arg-type]
     return run
 
 
@@ -128,7 +128,7 @@ def test_copies_are_equal_and_share_nothing(parts: list[list[Any]], data: st.Dat
     parts = copy.deepcopy(parts, {})  # hypothesis shares what it draws
     run = run_of(*(copy.deepcopy(part) for part in parts))
     count = data.draw(st.integers(0, len(parts)))
-    for numbers in (range(count), range(len(parts))):
+    for numbers in (list(range(count)), list(range(len(parts)))):
         expected = [element for part in parts[: len(numbers)] for element in part]
         first, second = run.copies(numbers, {})[1], run.copies(numbers, {})[1]
         assert first == second == expected
@@ -198,3 +198,34 @@ def test_a_class_that_was_replaced_is_not_handed_out(saver: Checkpointer) -> Non
         assert {type(thing) for thing in (*values["things"], values["one"])} == {module.Thing}
     finally:
         del sys.modules[module.__name__]
+
+
+def test_a_run_is_not_extended_by_what_follows_elsewhere() -> None:
+    run = run_of([1], [2])
+    other = CachedPiece.of([], [3], b"")
+    assert other is not None
+    assert not run.extend([0, 7], [other])
+    assert not run.extend([0, 1, 2, 3], [other])
+    assert run.shared_with([0, 7]) == 1
+    assert run.extend([0], [])
+    assert run.extend([0, 1, 7], [other])
+    assert run.copies([0, 1, 7], {})[1] == [1, 2, 3]
+
+
+def test_interleaved_and_edited_lists_are_copied(saver: Checkpointer) -> None:
+    """Pieces of several number ranges in one list, with edits at the front, the middle and the end."""
+    config = None
+    texts = [f"{n} " * 40 for n in range(70)]
+    states = []
+    for step, place in enumerate((0, 35, 69, 20, 21)):
+        texts[place] = f"edited {step} " * 20
+        states.append(
+            [Data(text, [{"step": [step]}] if at == place else []) for at, text in enumerate(texts)]
+        )
+        config = store(saver, {"data": states[-1], "texts": list(texts)}, config)
+    for _ in range(4):
+        found = [t.checkpoint["channel_values"] for t in saver.list(thread())]
+        assert [values["data"] for values in reversed(found)] == states
+        for values in found:
+            values["data"][35].parts.append("changed")
+            values["data"].pop(0)

@@ -160,10 +160,11 @@ class CachedPiece:
 
 
 class Run:
-    """Cached pieces with consecutive numbers, copied together."""
+    """Cached pieces that follow one another in a value, copied together."""
 
     def __init__(self) -> None:
         self.classes: set[type] = set()
+        self._numbers: list[int] = []
         self._lock = threading.Lock()
         self._keys: list[Any] = []
         self._column = Column()
@@ -173,15 +174,29 @@ class Run:
     def pieces(self) -> int:
         return len(self._ends)
 
-    def extend(self, known: int, pieces: Sequence[CachedPiece]) -> None:
-        """Add pieces after the first `known`; another reader may have added some of them."""
+    def shared_with(self, numbers: list[int]) -> int:
+        """Count the pieces of this run that these begin with."""
+        own = self._numbers[: len(numbers)]
+        if own == numbers[: len(own)]:
+            return min(len(own), self.pieces)
+        first = next(at for at, (a, b) in enumerate(zip(own, numbers, strict=False)) if a != b)
+        return min(first, self.pieces)
+
+    def extend(self, numbers: list[int], pieces: Sequence[CachedPiece]) -> bool:
+        """Add what this run lacks; `pieces` are the last of these numbers. False if others follow in it."""
         with self._lock:
-            for piece in pieces[self.pieces - known :]:
+            known = self.pieces
+            before = len(numbers) - len(pieces)
+            if known < before or self._numbers[: len(numbers)] != numbers[:known]:
+                return False
+            self._numbers += numbers[known:]
+            for piece in pieces[known - before :]:
                 self.classes |= piece.classes
                 self._keys += piece.keys
                 for value in piece.values:
                     self._column.add(value)
                 self._ends.append(self._column.length)
+            return True
 
     def copies(
         self, numbers: Sequence[int], ids: Mapping[int, tuple[str, int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -17,6 +17,8 @@ from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.codec import Codec, lookup, unbuilt_count
 from haive_persistence.errors import DecodeError
 
+LONG_RANGE = 16  # pieces
+MAX_RUNS = 256  # per thread
 _CONTAINERS = frozenset({list, dict})
 
 Ids = Mapping[int, tuple[str, int]]  # message piece -> the id it is given, and the piece that gives it
@@ -86,17 +88,17 @@ class Decoder:
         return (node, arg) if send is None else send(node, arg)
 
     def _leaf(self, no: int) -> Any:
-        return self._parts(range(no, no + 1), _NO_IDS, "value")[1][0]
+        return self._parts([no], _NO_IDS, "value")[1][0]
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         (items, start), *given = mf.items_of(manifest, base)
         ids = self._ids(*given[0]) if given else _NO_IDS
-        for part in mf.decode_items(items, start, self._log.sequences):
-            if isinstance(part, list):
-                out.append(self.decode(part[1], base))
+        for part in self._gathered(items, start):
+            if type(part[0]) is int:
+                out += self._parts(part, ids, "list")[1]
             else:
-                out += self._parts(range(part[0], part[0] + part[1]), ids, "list")[1]
+                out.append(self.decode(part[1], base))
         return out
 
     def _ids(self, items: Sequence[Any], base: int) -> Ids:
@@ -115,24 +117,41 @@ class Decoder:
         self._last_ids = (items, base, out)
         return out
 
-    def _parts(self, numbers: range, ids: Ids, kind: str) -> _Parts:
+    def _gathered(self, items: Sequence[Any], start: int) -> Iterator[list[Any]]:
+        """Numbers of pieces to be read together, and elements with their own manifest, of a list or dict.
+
+        A long range is by itself: in a list that is edited here and there, it stays while others change.
+        """
+        numbers: list[int] = []
+        for part in mf.decode_items(items, start, self._log.sequences):
+            if isinstance(part, tuple) and part[1] < LONG_RANGE:
+                numbers += range(part[0], part[0] + part[1])
+                continue
+            if numbers:
+                yield numbers
+                numbers = []
+            yield list(range(part[0], part[0] + part[1])) if isinstance(part, tuple) else part
+        if numbers:
+            yield numbers
+
+    def _parts(self, numbers: list[int], ids: Ids, kind: str) -> _Parts:
         """The elements, entries or value of some pieces."""
-        run = self._runs.get(numbers.start)
-        known = 0
-        if run is not None and self._are_current(run.classes):
-            known = min(run.pieces, len(numbers))
-            if known == len(numbers):
-                return run.copies(numbers, ids)
-        pieces = [self._pieces[no] for no in numbers[known:]]
-        loaded = self._loaded(numbers[known:], pieces, ids, kind)
         keys: list[Any] = []
         values: list[Any] = []
+        run = self._runs.get(numbers[0])
+        known = run.shared_with(numbers) if run is not None and self._are_current(run.classes) else 0
+        if run is not None and known and (known == len(numbers) or known < run.pieces):
+            keys, values = run.copies(numbers[:known], ids)
+            numbers, known = numbers[known:], 0
+        if not numbers:
+            return keys, values
+        pieces = [self._pieces[no] for no in numbers[known:]]
+        loaded = self._loaded(numbers[known:], pieces, ids, kind)
         at = 0
         for stop in [*loaded, len(pieces)]:  # what is cached up to there, then what was decoded
             first = 0 if at == 0 else known + at
-            if stop > at or (at == 0 and known):
-                found = self._run(numbers[first:], pieces[at:stop], known if at == 0 else 0)
-                part = found.copies(numbers[first : known + stop], ids)
+            if first < known + stop:
+                part = self._copies(numbers[first : known + stop], pieces[at:stop], ids)
                 keys += part[0]
                 values += part[1]
             if stop < len(pieces):
@@ -141,15 +160,18 @@ class Decoder:
             at = stop + 1
         return keys, values
 
-    def _run(self, numbers: range, pieces: Sequence[CachedPiece], known: int) -> Run:
-        """The run that begins with the first of these numbers, with these pieces after the `known` ones."""
-        run = self._runs.get(numbers.start)
-        if run is None or not self._are_current(run.classes):
-            run = self._runs[numbers.start] = Run()
-        run.extend(known, pieces)
-        return run
+    def _copies(self, numbers: list[int], pieces: Sequence[CachedPiece], ids: Ids) -> _Parts:
+        """Copies of cached pieces. `pieces` are the last of them: those that their run may not have yet."""
+        run = self._runs.get(numbers[0])
+        if run is None or not self._are_current(run.classes) or not run.extend(numbers, pieces):
+            run = Run()
+            run.extend(numbers, [self._pieces[no] for no in numbers])
+            if len(self._runs) >= MAX_RUNS:
+                self._runs.clear()
+            self._runs[numbers[0]] = run
+        return run.copies(numbers, ids)
 
-    def _loaded(self, numbers: range, pieces: list[Any], ids: Ids, kind: str) -> dict[int, _Parts]:
+    def _loaded(self, numbers: list[int], pieces: list[Any], ids: Ids, kind: str) -> dict[int, _Parts]:
         """Decode the pieces that are not cached. Returns them by their place.
 
         Those decoded before are cached: they are put into `pieces` instead.
@@ -239,10 +261,10 @@ class Decoder:
     def _dict(self, manifest: list[Any], base: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
         ((items, start),) = mf.items_of(manifest, base)
-        for part in mf.decode_items(items, start, self._log.sequences):
-            if isinstance(part, list):
-                out[part[0]] = self.decode(part[1], base)
-            else:
-                keys, values = self._parts(range(part[0], part[0] + part[1]), _NO_IDS, "dict")
+        for part in self._gathered(items, start):
+            if type(part[0]) is int:
+                keys, values = self._parts(part, _NO_IDS, "dict")
                 out.update(zip(keys, values, strict=True))
+            else:
+                out[part[0]] = self.decode(part[1], base)
         return out
