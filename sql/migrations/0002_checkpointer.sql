@@ -63,10 +63,10 @@ CREATE TABLE haive.checkpoint (
     ns_key        bigint NOT NULL,
     -- BLAKE2b-64 of metadata's run_id (keyed where the tenant seals), for delete_for_runs.
     run_key       bigint,
-    -- 16 bytes for a UUID, 0xff and the text for other ids: sorts as the ids do.
     -- 126 bits, some of which each scalar of the metadata sets, by a hash (keyed where the tenant seals): see metadata.py.
     signature_1   bigint NOT NULL,
     signature_2   bigint NOT NULL,
+    -- 16 bytes for a UUID, 0xff and the text for other ids: sorts as the ids do.
     checkpoint_id bytea NOT NULL,
     parent_id     bytea,
     -- 4 bytes of the tenant's BLAKE2b, then 5 of checkpoint_id (of a UUID of version 6, a tenth of a second).
