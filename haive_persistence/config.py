@@ -202,8 +202,12 @@ class PersistenceConfig:
     #: Log every round trip, its time and its rows, to the logger "haive_persistence.sql".
     echo_sql: bool = _setting("echo_sql", False, _boolean)
 
+    #: Postgres' `statement_timeout`, if it is set: a number (and a bare number in the variable) is
+    #: seconds; text is Postgres' own, such as "500ms" or "30s".
     statement_timeout: str | float | None = _setting("statement_timeout", None, _duration)
+    #: Postgres' `lock_timeout`, if it is set; written like `statement_timeout`.
     lock_timeout: str | float | None = _setting("lock_timeout", None, _duration)
+    #: Postgres' `idle_in_transaction_session_timeout`, if it is set; written like `statement_timeout`.
     idle_in_transaction_session_timeout: str | float | None = _setting(
         "idle_in_transaction_session_timeout", None, _duration
     )
@@ -211,7 +215,8 @@ class PersistenceConfig:
     maintenance_work_mem: str | None = _setting("maintenance_work_mem", None)
     effective_cache_size: str | None = _setting("effective_cache_size", None)
 
-    #: Directory of the embedded server; None is the user's data directory.
+    #: Directory of the embedded server; None is the user's data directory, which for root is
+    #: /var/lib/haive-persistence.
     data_dir: str | os.PathLike[str] | None = _setting("data_dir", None)  # noqa: RUF009
     _none_was_passed: ClassVar[bool] = False  # set on the instance
 
