@@ -137,26 +137,26 @@ def _checked_config(config: object) -> CheckpointConfig:
     raise ConfigError(f"config= takes a CheckpointConfig, not a {type(config).__name__}")
 
 
-def _open_database(store: object) -> tuple[Database, bool]:
+def _open_database(conn: object) -> tuple[Database, bool]:
     """The database to work on, and whether the saver is to close it."""
-    if isinstance(store, Database):
-        return store, False
-    if store is None or isinstance(store, (str, PersistenceConfig)):
-        return Database(store), True
-    database = getattr(store, "database", None)
+    if isinstance(conn, Database):
+        return conn, False
+    if conn is None or isinstance(conn, (str, PersistenceConfig)):
+        return Database(conn), True
+    database = getattr(conn, "database", None)
     if isinstance(database, Database):
         return database, False
-    if (settings := settings_of(store)) is not None:
+    if (settings := settings_of(conn)) is not None:
         return Database(settings), True
     hint = (
         "write Checkpointer(config=CheckpointConfig(…))"
-        if isinstance(store, CheckpointConfig)
+        if isinstance(conn, CheckpointConfig)
         else (
             "give a PostgresStore, a Database, a PersistenceConfig, a connection string, or nothing for the "
             "embedded Postgres"
         )
     )
-    raise ConfigError(f"Checkpointer cannot keep its data in a {type(store).__name__}: {hint}")
+    raise ConfigError(f"Checkpointer cannot keep its data in a {type(conn).__name__}: {hint}")
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -168,7 +168,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     conversations. The schema is created and brought up to date on first use.
 
     Args:
-        store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
+        conn: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
             string, or a `PersistenceConfig`. Left out: HAIVE_CONNECTION_STRING, or the embedded Postgres.
             What `PostgresSaver` takes will do too, a psycopg connection or a psycopg_pool pool: its settings
             are taken, and connections of its own are opened with them.
@@ -182,24 +182,24 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def __init__(
         self,
-        store: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
+        conn: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
         *,
         config: CheckpointConfig | None = None,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde or SafeSerializer())
         self.config = _checked_config(config)
-        self._database, self._owns_database = _open_database(store)
+        self._database, self._owns_database = _open_database(conn)
         if (encryption := self.config.encryption()) is not None:
-            self._database = self._sealed(store, encryption)
+            self._database = self._sealed(conn, encryption)
         self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
         self._built: _Parts | None = None
         self._shared: _Shared | None = None
 
-    def _sealed(self, store: object, encryption: EncryptionConfig) -> Database:
-        if self._database.encryption is None and hasattr(store, "database"):
+    def _sealed(self, conn: object, encryption: EncryptionConfig) -> Database:
+        if self._database.encryption is None and hasattr(conn, "database"):
             raise ConfigError(
-                f"this {type(store).__name__} would write plaintext beside a sealed checkpointer: make both "
+                f"this {type(conn).__name__} would write plaintext beside a sealed checkpointer: make both "
                 "on one PersistenceConfig(encryption=EncryptionConfig(encryption_key=…))"
             )
         return self._database.with_encryption(encryption)

@@ -64,6 +64,11 @@ def test_a_connection(dsn: str) -> None:
         Checkpointer(connection)
 
 
+def test_by_the_name_that_the_incumbent_has_for_it(dsn: str) -> None:
+    with ConnectionPool(dsn, open=False) as pool, Checkpointer(conn=pool) as saver:
+        assert saver.get_tuple(thread("nobody's")) is None
+
+
 def test_a_pool_that_computes_its_connection_string(dsn: str) -> None:
     pool = ConnectionPool(lambda: dsn, open=False)
     with pytest.raises(errors.ConfigError, match=r"write Checkpointer\("):
