@@ -23,6 +23,7 @@ _OPCLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
 _WIDEST = {"vector": (16_000, 2_000), "halfvec": (16_000, 4_000)}
 _BYTES = {"vector": 4, "halfvec": 2}
 _PAGE = 7_500
+_SETTINGS = {"dims", "embed", "fields", "distance_type", "ann_index_config"}
 
 
 class ANNIndexConfig(TypedDict, total=False):
@@ -138,6 +139,8 @@ def tokenized(fields: Iterable[str]) -> tuple[tuple[str, Any], ...]:
 def read_index(index: PostgresIndexConfig) -> VectorIndex:
     """Check `index=`. Raises ConfigError, naming the setting and what it may be."""
     _check_mapping("index", index)
+    if unknown := index.keys() - _SETTINGS:
+        raise ConfigError(f"index has {sorted(map(str, unknown))}: there are {', '.join(sorted(_SETTINGS))}")
     ann = cast("dict[str, Any]", index.get("ann_index_config") or {})
     _check_mapping("index['ann_index_config']", ann)
     kind = _one_of("ann_index_config['kind']", ann.get("kind", "hnsw"), ("hnsw", "ivfflat", "flat"))

@@ -23,6 +23,8 @@ from haive_persistence.store.engine import Shared
 from haive_persistence.store.sweeper import Sweeper
 
 _SWEEP_INTERVAL_MINUTES = 5
+_TTL_MINUTES = ("default_ttl", "sweep_interval_minutes")
+_TTL_SWITCHES = ("refresh_on_read", "omit_expired")
 
 
 class PostgresStore(BaseStore):
@@ -48,7 +50,7 @@ class PostgresStore(BaseStore):
             "omit_expired": False.
 
     Raises:
-        ConfigError: If `conn` or `index` is none of these, or settings contradict each other.
+        ConfigError: If `conn`, `index` or `ttl` is none of these, or settings contradict each other.
     """
 
     __slots__ = ("__dict__",)
@@ -95,6 +97,13 @@ class PostgresStore(BaseStore):
         if pool.get("timeout"):
             settings["pool_timeout"] = pool["timeout"]
         return cls(PersistenceConfig(connection_string=conn_string, **settings), index=index, ttl=ttl)
+
+    def __repr__(self) -> str:
+        config = self._database.config
+        return (
+            f"<{type(self).__name__} {config.masked_connection_string!r} schema={config.schema!r} "
+            f"tenant={self._database.tenant!r}>"
+        )
 
     # --- life
 
@@ -284,10 +293,13 @@ def _checked_ttl(ttl: Any) -> TTLConfig | None:
             f'ttl is a {type(ttl).__name__}: give a dict, such as {{"default_ttl": 60}} (minutes)'
         )
     for name, value in cast("Mapping[str, object]", settings or {}).items():
-        if name in ("default_ttl", "sweep_interval_minutes"):
+        if name in _TTL_MINUTES:
             if value is not None and not _is_positive(value):
                 raise ConfigError(f"ttl[{name!r}] = {value!r}: give minutes above 0, or None")
-        elif name in ("refresh_on_read", "omit_expired") and type(value) is not bool:
+        elif name not in _TTL_SWITCHES:
+            known = ", ".join((*_TTL_MINUTES, *_TTL_SWITCHES))
+            raise ConfigError(f"ttl[{name!r}] is no setting: there are {known}")
+        elif type(value) is not bool:
             raise ConfigError(f"ttl[{name!r}] = {value!r}: write True or False")
     checked: TTLConfig | None = ttl
     return checked

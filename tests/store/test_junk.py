@@ -40,6 +40,7 @@ HALF = "\ud83d"
         {"ann_index_config": {"kind": "hnsw", "m": "16"}},
         {"ann_index_config": {"kind": "hnsw", "ef": 16}},
         {"ann_index_config": {"vector_type": "bit"}},
+        {"field": ["text"]},
     ],
     ids=str,
 )
@@ -64,6 +65,7 @@ def test_an_index_that_is_no_dict(wrong: Any) -> None:
         {"sweep_interval_minutes": float("nan")},
         {"refresh_on_read": "yes"},
         {"omit_expired": 0},
+        {"default": 60},
     ],
     ids=str,
 )

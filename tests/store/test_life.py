@@ -37,6 +37,12 @@ def test_as_the_incumbent_is_used(empty_dsn: str) -> None:
         store.stop_ttl_sweeper()
 
 
+def test_its_repr_names_server_schema_and_tenant_and_no_password() -> None:
+    store = PostgresStore(PersistenceConfig(connection_string="postgresql://u:secret@h/d", schema="mine"))
+    shown = repr(store.for_tenant("acme"))
+    assert shown == "<PostgresStore 'postgresql://u:***@h/d' schema='mine' tenant='acme'>"
+
+
 async def test_as_the_asynchronous_incumbent_is_used(empty_dsn: str) -> None:
     async with PostgresStore.from_conn_string(empty_dsn, index=LETTERS) as store:  # type: ignore[arg-type]
         await store.setup()
