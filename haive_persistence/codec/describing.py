@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import fractions
 import inspect
 import ipaddress
 import pathlib
@@ -86,9 +87,13 @@ def _is_array(obj: Any) -> bool:
     return numpy is not None and isinstance(obj, numpy.ndarray)
 
 
-def _is_number_of_numpy(obj: Any) -> bool:
+def _is_scalar_of_numpy(obj: Any) -> bool:
     numpy = sys.modules.get("numpy")
-    if numpy is None or not isinstance(obj, numpy.generic):
+    return numpy is not None and isinstance(obj, numpy.generic)
+
+
+def _is_number_of_numpy(obj: Any) -> bool:
+    if not _is_scalar_of_numpy(obj):
         return False
     return obj.dtype.kind in "bSU" or (obj.dtype.kind in "iuf" and obj.dtype.itemsize <= 8)
 
@@ -439,13 +444,19 @@ def _number_of_numpy(cls: type, encode: Encode) -> Describer:
 
 _ADVICE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda obj: isinstance(obj, complex), "store [value.real, value.imag]"),
+    (lambda obj: isinstance(obj, fractions.Fraction), "store str(value)"),
+    (_is_scalar_of_numpy, "store numpy.array(value)"),
     (lambda obj: isinstance(obj, Mapping), "store dict(value)"),
+    (inspect.isawaitable, "await it in the node, and store what it returns"),
     (
         lambda obj: isinstance(obj, type) or inspect.isroutine(obj),
         "store its name, and look it up in the node",
     ),
     (
-        lambda obj: hasattr(obj, "__exit__") or hasattr(obj, "aclose"),
+        lambda obj: (
+            any(hasattr(obj, name) for name in ("__exit__", "__aexit__", "aclose"))
+            or type(obj).__module__.partition(".")[0] in ("asyncio", "threading", "queue", "_queue")
+        ),
         "open it in the node, or pass it in the runtime context",
     ),
     (lambda obj: isinstance(obj, Iterable), "store list(value)"),

@@ -151,7 +151,10 @@ def constraint(error: BaseException) -> str | None:
 def unreachable(error: psycopg.Error) -> PersistenceError:
     """Ours for a connection that could not be opened or set up."""
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
-        return ConfigError(f"the connection string is not one libpq accepts: {_without_quotes(error)}")
+        return ConfigError(
+            f"the connection string is not one libpq accepts: {_without_quotes(error)}; "
+            'write "postgresql://user:password@host:5432/dbname" or "host=… dbname=… user=… password=…"'
+        )
     if error.sqlstate is not None:
         if error.sqlstate.startswith("22") or error.sqlstate in ("42704", "42501"):
             return ConfigError(f"a setting of the configuration was refused: {_first_line(error)}")

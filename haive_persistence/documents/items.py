@@ -150,8 +150,9 @@ class SealedItemCodec(ItemCodec):
         payload = columns[3]
         if payload is None:
             raise PlaintextRefusedError(
-                "a store item should be sealed and is not: something else wrote it, or it is older than the "
-                "key, then seal_existing() seals it"
+                "a store item is not sealed, and the tenant has a key: if it is older than the key, call "
+                "seal_existing(), or set accept_earlier_plaintext=True; if not, something else wrote it: "
+                "delete it, or restore a backup"
             )
         return from_json(self._sealing.open(TABLE, item, payload))
 

@@ -31,8 +31,9 @@ class PlaintextRowError(PlaintextRefusedError):
 
     def __init__(self, table: str, identity: Identity) -> None:
         super().__init__(
-            f"a row of {table} should be sealed and is not: something else wrote it, or it is older than the "
-            "key, then seal_existing() seals it"
+            f"a row of {table} is not sealed, and the tenant has a key: if it is older than the key, call "
+            "seal_existing(), or set accept_earlier_plaintext=True; if not, something else wrote it: delete "
+            "it, or restore a backup"
         )
         self.identity = identity
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import fractions
 import logging
 import math
 import pathlib
@@ -11,6 +13,7 @@ import threading
 import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -306,6 +309,11 @@ def test_integers_of_any_size(number: int) -> None:
     assert round_trip([number, {number: 1}]) == [number, {number: 1}]
 
 
+class Answer:
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
 def test_exceptions_with_what_cannot_be_stored_are_refused() -> None:
     error = ValueError("x")
     error.response = object()  # type: ignore[attr-defined]
@@ -321,6 +329,12 @@ def test_exceptions_with_what_cannot_be_stored_are_refused() -> None:
         (types.MappingProxyType({}), "dict(value)"),
         (range(3), "list(value)"),
         (threading.Lock(), "in the node"),
+        (threading.Event(), "in the node"),
+        (asyncio.Lock(), "in the node"),
+        (asyncio.Queue(), "in the node"),
+        (Answer(), "await it"),
+        (fractions.Fraction(1, 3), "str(value)"),
+        (np.datetime64("2024-01-01"), "numpy.array(value)"),
         (object(), "dataclass"),
         (defaultdict(lambda: 1), "dict(value)"),
     ],

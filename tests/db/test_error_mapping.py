@@ -289,8 +289,8 @@ def test_missing_server_and_database_say_so_at_once(dsn: str) -> None:
 
 
 def test_nonsense_is_a_configuration_error() -> None:
-    for nonsense in ("hots=localhost", "postgresql://[", "just words"):
-        with pytest.raises(ConfigError, match="connection string"):
+    for nonsense in ("hots=localhost", "postgresql://[", "just words", "mysql://host/db"):
+        with pytest.raises(ConfigError, match=r'connection string.* write "postgresql://'):
             Database(nonsense).setup()
 
 

@@ -111,7 +111,7 @@ def test_until_then_it_is_refused_or_sealed_when_it_is_read(
     fill(clear, "b")
     before = content(clear, "a")
     for key_exists in (False, True):
-        with pytest.raises(PlaintextRefusedError, match="seal_existing"):
+        with pytest.raises(PlaintextRefusedError, match=r"call seal_existing\(\), or set accept_earlier"):
             with_key(database).get_tuple(thread("a"))
         accepting = with_key(database, ACCEPTING)
         assert accepting.get_tuple(config) is not None
