@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -23,6 +24,11 @@ from haive_persistence.db import Database, embedded
 from haive_persistence.db.embedded import EmbeddedServer
 from haive_persistence.errors import ConfigError
 from tests.builders import RoundTrips
+
+
+def pytest_configure() -> None:
+    # Up to Python 3.13 asking for the main thread's loop makes one, once, that nobody closes: pytest-asyncio asks.
+    asyncio.set_event_loop(None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,7 +34,7 @@ from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
 from haive_persistence.checkpointer.thread_reader import StaleRead, StoredCheckpoint, ThreadReader
-from haive_persistence.codec import Codec, Keyring, SafeSerializer, Sealer, context
+from haive_persistence.codec import Codec, Keyring, SafeSerializer, Sealer, context, msgpack_guard
 from haive_persistence.codec.compress import compress, decompress_all
 from haive_persistence.documents.items import ItemCodec
 from haive_persistence.documents.namespaces import from_text
@@ -97,6 +97,8 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
+    if msgpack_guard.MUST_CHECK:
+        msgpack_guard.check_counts(data)
     return ormsgpack.unpackb(data, ext_hook=Ext, option=ormsgpack.OPT_NON_STR_KEYS)
 
 
