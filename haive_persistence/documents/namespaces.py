@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from langgraph.store.base import (
+    GetOp,
     InvalidNamespaceError,
+    ListNamespacesOp,
     MatchCondition,
     Op,
     PutOp,
@@ -48,7 +50,15 @@ def check_op(op: Op) -> None:
     if isinstance(op, SearchOp):
         prefix: Any = cast(Any, op.namespace_prefix)
         if not isinstance(prefix, tuple | list) or not all(isinstance(label, str) for label in prefix):
-            raise NamespaceError(f"the namespace prefix {prefix!r} is not a tuple of texts")
+            raise NamespaceError(
+                f"the namespace prefix {prefix!r} is not a tuple of texts: write ('users', 'ann')"
+            )
+    paths: list[Any] = [op.namespace] if isinstance(op, GetOp | PutOp) else []
+    if isinstance(op, ListNamespacesOp):
+        paths = [condition.path for condition in op.match_conditions or ()]
+    for path in paths:
+        if isinstance(path, str):
+            raise NamespaceError(f"the namespace {path!r} is text: write the tuple ({path!r},)")
     try:
         validate_op_namespace(op)
     except InvalidNamespaceError as error:

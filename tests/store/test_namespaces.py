@@ -16,7 +16,7 @@ from langgraph.store.memory import InMemoryStore
 
 from haive_persistence.db import Database
 from haive_persistence.documents.namespaces import from_text, scope, to_text
-from haive_persistence.errors import InvalidInputError
+from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
 from haive_persistence.store import PostgresStore
 
 LABELS = st.one_of(
@@ -161,3 +161,20 @@ def test_an_unknown_match_is_said(store: PostgresStore) -> None:
     with pytest.raises(InvalidInputError, match="'infix': write 'prefix' or 'suffix'"):
         store.batch([ListNamespacesOp((MatchCondition("infix", ("a",)),))])  # type: ignore[arg-type]
     assert store.batch([ListNamespacesOp((MatchCondition("prefix", ()),))]) == [[]]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.put("users", "k", {"a": 1}),
+        lambda store: store.get("users", "k"),
+        lambda store: store.delete("users", "k"),
+        lambda store: store.search("users"),
+        lambda store: store.list_namespaces(prefix="users"),
+    ],
+    ids=["put", "get", "delete", "search", "list"],
+)
+def test_text_is_no_namespace(use: Callable[[Any], Any]) -> None:
+    """LangGraph's own stores take its letters for labels."""
+    with pytest.raises(InvalidIdentifierError, match=r"write .*\('users',"):
+        use(PostgresStore("postgresql://nowhere"))
