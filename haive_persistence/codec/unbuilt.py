@@ -60,6 +60,12 @@ class Unbuilt:
         """The data without the class it belongs to."""
         raise NotImplementedError
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{type(self).__name__!r} has no attribute {name!r}: it is plain data of an object whose class "
+            'was not restored; a warning of the logger "haive_persistence.codec" names it and says what to do'
+        )
+
     def __copy__(self) -> Any:
         return _carry(type(self), self.stored, self.plain())
 

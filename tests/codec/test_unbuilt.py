@@ -107,6 +107,12 @@ def test_it_behaves_as_the_plain_data() -> None:
     assert f"{seen['s']} {seen['d']}" == "red {'value': [1]}"
 
 
+def test_an_attribute_that_it_lacks_says_why() -> None:
+    for one in (t.Frozen(1), t.Colour.RED):
+        with pytest.raises(AttributeError, match=r"'missing'.*not restored.*haive_persistence\.codec"):
+            _ = seen_by_another(one).missing
+
+
 def test_what_is_changed_in_place_keeps_its_class() -> None:
     seen = seen_by_another([t.Leaf([1]), t.Person(name="a"), t.Rows([1])])
     seen[0]["value"].append((2,))
