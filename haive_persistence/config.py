@@ -43,10 +43,28 @@ def _boolean(text: str) -> bool:
     raise ValueError("write true or false")
 
 
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise ValueError("write a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("write a number of seconds") from None
+
+
 def _threshold(text: str) -> int | Literal["auto"] | None:
     if text.lower() == "auto":
         return "auto"
-    return None if text.lower() in {"never", "none", "off"} else int(text)
+    if text.lower() in {"never", "none", "off"}:
+        return None
+    try:
+        return _whole(text)
+    except ValueError:
+        raise ValueError("write auto, never, or a whole number") from None
 
 
 def _duration(text: str) -> str | float:
@@ -187,17 +205,17 @@ class PersistenceConfig:
 
     #: Connections kept open, per process and for async code per event loop. If the server or the role allows
     #: fewer than `pool_size + max_overflow`, callers share those that there are.
-    pool_size: int = _setting("pool_size", 5, int)
+    pool_size: int = _setting("pool_size", 5, _whole)
     #: Connections above `pool_size` that a burst may open; closed when they have been idle for seconds.
-    max_overflow: int = _setting("max_overflow", 5, int)
+    max_overflow: int = _setting("max_overflow", 5, _whole)
     #: Seconds to wait for a free connection, or for a server that restarts.
-    pool_timeout: float = _setting("pool_timeout", 30.0, float)
+    pool_timeout: float = _setting("pool_timeout", 30.0, _seconds)
     #: What stands between us and the server. "transaction": a pooler such as pgbouncer or
     #: Supavisor that may give every transaction another server connection. "session": nothing,
     #: or a pooler that does not. "auto" looks, and takes any pooler for the former.
     pooler: PoolerMode = _setting("pooler", "auto")  # noqa: RUF009 - it makes a field
-    #: After how many uses a statement is prepared on a connection; None is never.
-    #: "auto" prepares at once, or never behind a transaction pooler.
+    #: After how many uses a statement is prepared on a connection; None, or never in the
+    #: variable, is never. "auto" prepares at once, or never behind a transaction pooler.
     prepare_threshold: int | Literal["auto"] | None = _setting("prepare_threshold", "auto", _threshold)
     #: Log every round trip, its time and its rows, to the logger "haive_persistence.sql".
     echo_sql: bool = _setting("echo_sql", False, _boolean)

@@ -311,3 +311,21 @@ def test_database_shows_where_it_is_and_whose() -> None:
     assert "host/db" in shown
     assert "schema='mine'" in shown
     assert "tenant='acme'" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("POOL_SIZE", "many", "write a whole number"),
+        ("MAX_OVERFLOW", "-1", "write a whole number"),
+        ("POOL_TIMEOUT", "soon", "write a number of seconds"),
+        ("PREPARE_THRESHOLD", "sometimes", "write auto, never, or a whole number"),
+        ("ECHO_SQL", "maybe", "write true or false"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_says_what_to_write(
+    name: str, text: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"HAIVE_{name}", text)
+    with pytest.raises(ConfigError, match=f"HAIVE_{name}='{text}': {advice}"):
+        PersistenceConfig()
