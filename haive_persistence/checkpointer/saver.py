@@ -490,7 +490,8 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     def prune(self, thread_ids: Sequence[Any], *, strategy: str = "keep_latest") -> None:
         """Delete old checkpoints of some threads and give their space back.
 
-        Readers and writers go on meanwhile. Ids that are not stored are passed over.
+        Readers and writers go on meanwhile. Ids that are not stored are passed over. LangGraph takes the id
+        of a deleted checkpoint for an empty state: do not update or resume from one.
 
         Args:
             thread_ids: The threads, a sequence.
