@@ -171,8 +171,8 @@ END
 $$;
 GRANT EXECUTE ON FUNCTION haive.cluster_id TO PUBLIC;
 
--- True if a row was written before a transaction. Nobody can give a row the number of an older transaction, so a
--- plaintext row that is forged after a tenant's first key was made is told from one that was there. Row versions say
+-- True if a row was written before a transaction. A client cannot give a row the number of an older transaction, so a
+-- plaintext row that is forged after a tenant's first key was made is distinguished from one that was there. Row versions say
 -- 32 bits of the number: after 2^31 more transactions nothing counts as written before.
 CREATE FUNCTION haive.written_before(row_xmin xid, moment bigint) RETURNS boolean
 LANGUAGE sql STABLE

@@ -12,7 +12,7 @@ from haive_persistence.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """How checkpoints are stored.
+    """Settings of the storage of checkpoints.
 
     Raises ConfigError for a value that cannot work.
     """

@@ -133,7 +133,7 @@ def _tenant_digest(tenant: str) -> bytes:
 
 
 def listing_key(tenant: str, checkpoint_id: bytes) -> bytes:
-    """What a tenant's checkpoints are listed by: few bytes, in the order of their ids."""
+    """The key by which a tenant's checkpoints are listed: few bytes, in the order of their ids."""
     return _tenant_digest(tenant) + checkpoint_id[:5]
 
 
@@ -202,7 +202,7 @@ def unpack_uuids(parts: Sequence[bytes]) -> bytes:
 
 
 class Address:
-    """Where a config points: a thread, a namespace and maybe a checkpoint."""
+    """The target of a config: a thread, a namespace and maybe a checkpoint."""
 
     __slots__ = ("checkpoint_id", "given_thread_id", "ns", "ns_key", "thread", "thread_id")
 

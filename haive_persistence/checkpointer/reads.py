@@ -39,7 +39,7 @@ from haive_persistence.errors import CodecError, TamperedError, WrongKeyError
 from haive_persistence.keys import Sealing
 
 PAGE = 64
-GC_MIN_PIECES = 500  # decoded at once, from which on the collector is told that they are old
+GC_MIN_PIECES = 500  # decoded at once, from which on they are declared old to the garbage collector
 
 
 class Reads:
@@ -272,7 +272,7 @@ class Reads:
 
 
 class Position(NamedTuple):
-    """Where a page of a listing ends."""
+    """The end of a page of a listing."""
 
     thread: uuid.UUID
     ns_key: int

@@ -58,7 +58,7 @@ class PsycopgSource(Protocol):
 
 
 class _Parts(NamedTuple):
-    """What a saver is made of, for one serialiser."""
+    """The parts of a saver, for one serialiser."""
 
     serde: SerializerProtocol
     keys: Sealings
@@ -72,7 +72,7 @@ class _Parts(NamedTuple):
 
 
 class _Shared:
-    """What all tenants of one serialiser share: the memory, and the parts of the tenants used last."""
+    """State that all tenants of one serialiser share: the memory, and the parts of the tenants used last."""
 
     def __init__(self, serde: SerializerProtocol, config: CheckpointConfig, data_keys: DataKeys) -> None:
         self.serde = serde
@@ -227,7 +227,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         return self._database
 
     def setup(self) -> Awaitable[None]:
-        """Bring the schema up to date now; nobody must call it. May be awaited."""
+        """Bring the schema up to date now; the first use does it otherwise. May be awaited."""
         self._database.setup()
         return Settled()
 
@@ -263,7 +263,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         return view
 
     def _shared_now(self) -> _Shared:
-        """What the views of all tenants share under the current `serde`."""
+        """State that the views of all tenants share under the current `serde`."""
         shared = self._shared
         if shared is None or shared.serde is not self.serde:
             shared = self._shared = _Shared(self.serde, self.config, self._data_keys)
@@ -475,7 +475,8 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     def copy_thread(self, source_thread_id: Any, target_thread_id: Any) -> None:
         """Copy everything of one thread to another: checkpoints keep their ids, parents and history.
 
-        What the target has besides stays. Both threads can be written meanwhile; the copy is of one moment.
+        Other checkpoints of the target stay. Both threads can be written meanwhile; the copy is of one
+        moment.
 
         Args:
             source_thread_id: The thread to copy.

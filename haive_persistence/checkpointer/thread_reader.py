@@ -68,7 +68,7 @@ class StaleRead(Exception):
 
 
 class StaleReadRetry:
-    """What a read does when threads change under it."""
+    """Counts the retries of a read when threads change under it."""
 
     def __init__(self, cache: ProcessCache) -> None:
         self._cache = cache

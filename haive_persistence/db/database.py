@@ -52,14 +52,17 @@ class Database:
 
     @property
     def config(self) -> PersistenceConfig:
+        """The settings, as they were given or found in the environment."""
         return self._core.config
 
     @property
     def schema(self) -> str:
+        """The schema that holds the tables."""
         return self._core.config.schema
 
     @property
     def tenant(self) -> str:
+        """The tenant that this view reads and writes."""
         return self._tenant
 
     @property

@@ -28,7 +28,7 @@ OLDEST_PGVECTOR = (0, 8, 4)
 
 
 class VectorSchema:
-    """What is known about the vectors of one database."""
+    """The vector table and index of one database, as far as they are known."""
 
     def __init__(self, database: Database, index: VectorIndex) -> None:
         self._database = database
@@ -102,7 +102,7 @@ class VectorSchema:
             with conn.transaction():
                 conn.execute(self._queries["create_extension"].encode())
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateObject):
-            pass  # a store of another schema was quicker: IF NOT EXISTS does not look again
+            pass  # a store of another schema was quicker: IF NOT EXISTS checks only once
         except psycopg.Error as error:
             raise ConfigError(
                 "index= needs pgvector in this database: install it on the server and, as an administrator, "

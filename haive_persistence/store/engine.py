@@ -48,7 +48,7 @@ _READ_ONLY = ("25006", "42501")
 
 
 class IoMode(NamedTuple):
-    """How to wait: for the database, for the embedding model, and for what can only block."""
+    """Ways to wait: for the database, for the embedding model, and for what can only block."""
 
     db: Db
     embed: Callable[[Sequence[str], Sequence[str]], Awaitable[Vectors]]
@@ -56,7 +56,7 @@ class IoMode(NamedTuple):
 
 
 class Shared:
-    """What the views of all tenants share: settings, keys, and what is known about the tables."""
+    """State that the views of all tenants share: settings, keys, and what is known about the tables."""
 
     def __init__(self, database: Database, index: PostgresIndexConfig | None) -> None:
         encryption = database.encryption
@@ -100,7 +100,7 @@ class Engine:
         self._encryption = shared.sealings.data_keys.encryption
         self._sealed: tuple[Sealing, SealedItemCodec] | None = None
         self._refreshes = True
-        # What only reads by key, filter and name waits for no model and for nobody's lock.
+        # What only reads by key, filter and name waits for no model and for no lock.
         self._reads = Coalescer[Batch, list[Result]](self._run_together)
         self._ticks = Coalescer[Batch, list[Result]](self._run_in_turn)
         self._turns = KeyedLock()
@@ -229,7 +229,7 @@ class Engine:
     # -- encryption ---------------------------------------------------------------------------
 
     async def _codec(self, db: Db, batch: Batch) -> tuple[ItemCodec, tuple[int, bytes] | None] | None:
-        """How this tenant's items are stored, and the data key that seals; None if there is no item."""
+        """The codec of this tenant's items, and the data key that seals; None if there is no item."""
         if self._encryption is None:
             return _PLAIN, None
         sealing = await (self._sealings.load_to_write(db) if batch.writes else self._sealings.load(db))

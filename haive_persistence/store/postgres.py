@@ -109,7 +109,7 @@ class PostgresStore(BaseStore):
 
     @property
     def database(self) -> Database:
-        """Where the items are; others, such as a `Checkpointer`, may share it."""
+        """The database of the items; others, such as a `Checkpointer`, may share it."""
         return self._database
 
     @property
@@ -151,7 +151,7 @@ class PostgresStore(BaseStore):
         await self._engine.initialize(self._engine.asynchronous, create_schema, run_migrations, check_version)
 
     def setup(self) -> Awaitable[None]:
-        """Bring schema, vector table and index up to date now; nobody must call it. Blocks; may be awaited.
+        """Bring schema, vector table and index up to date now, as the first use does. Blocks; may be awaited.
 
         An index over many vectors takes minutes to build; others can read and write meanwhile.
         """

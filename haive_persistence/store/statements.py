@@ -194,7 +194,7 @@ class Statements:
         return opened
 
     def vector_search(self, opened: OpenSearch) -> Statement:
-        """What to send next for a vector search."""
+        """The next statement of a vector search."""
         assert self._vector_queries is not None
         params = {"query": opened.text, **opened.vectors.params}
         return self._filtered(self._vector_queries, opened.vectors.query, opened.search, params)

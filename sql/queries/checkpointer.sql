@@ -184,7 +184,7 @@ CROSS JOIN LATERAL (
     OFFSET 0) AS p
 WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */ = %(epoch)s;
 
--- The listing queries have the thread's key and the namespace's key in each row besides, and the thread's id in
+-- The listing queries have the thread's key and the namespace's key in each row too, and the thread's id in
 -- that of the thread; the checkpoints come last, in the order of the page.
 
 -- part: columns
@@ -342,8 +342,8 @@ DELETE FROM haive.piece WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 -- The threads that may have checkpoints of some runs (the key is a hash: look into the metadata to be sure).
 SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys)s::bigint[]) AND tenant_id = %(tenant)s;
 
--- A copy holds both rows: the source's, so that nobody prunes or deletes what it reads, and the target's, so that nobody
--- deletes what it adds. It reads checkpoints and writes before pieces: what they name was committed before them.
+-- A copy locks both rows: the source's, so that what it reads is neither pruned nor deleted, and the target's, so that what
+-- it adds is not. It reads checkpoints and writes before pieces: what they name was committed before them.
 
 -- name: lock_source
 -- The row of the thread to copy; none if it does not exist.

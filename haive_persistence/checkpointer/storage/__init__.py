@@ -1,6 +1,6 @@
-"""How values become rows. Pure: bytes and numbers, no database.
+"""Values to rows and back. Pure: bytes and numbers, no database.
 
-manifest.py       how a value is described by the pieces it is made of
+manifest.py       the description of a value by the pieces it is made of
 encoder.py        values to manifests and pieces
 decoder.py        manifests and pieces to values
 copies.py         decoded values that are handed out as copies

@@ -1,4 +1,4 @@
-"""What a sealed checkpoint says of its ancestors, so that nobody without the key can cut them away.
+"""Claims of a sealed checkpoint about its ancestors, which cannot be cut away without the key.
 
 A `DeltaChannel` is rebuilt from its ancestors' pending writes. Each row is sealed by itself, so a
 missing one would go unnoticed: a checkpoint therefore names the writes of its ancestors that the process

@@ -86,7 +86,7 @@ def _are_plain(keys: Iterable[Any]) -> bool:
 
 
 class _Ids:
-    """The ids that the messages of one list have besides their pieces."""
+    """The ids that the messages of one list have in addition to their pieces."""
 
     __slots__ = ("bare", "by_piece", "new")
 

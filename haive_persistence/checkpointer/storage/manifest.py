@@ -1,4 +1,4 @@
-"""How a value is described by the pieces it is made of. Pure: bytes and numbers, no database.
+"""The description of a value by the pieces it is made of. Pure: bytes and numbers, no database.
 
 A thread owns an append-only log of immutable *pieces*, each known by its number. A value is
 described by a *manifest*, which names pieces instead of holding them:

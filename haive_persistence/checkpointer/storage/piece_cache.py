@@ -56,7 +56,7 @@ class ProcessCache:
             log = self._logs.get(thread_key)
             if log is None or log.exists:
                 log = self._add(thread_key, ThreadLog(None))
-                log.take_block(new_block())  # nobody can know of its epoch yet, so nobody is in it
+                log.take_block(new_block())  # no other process knows its epoch yet, so none uses the block
             return log
 
     def drop(self, thread_key: bytes, log: ThreadLog | None = None) -> None:

@@ -1,13 +1,13 @@
-"""What this process knows of one thread's log of pieces. Pure memory: no database.
+"""One thread's log of pieces, as far as this process knows it. Pure memory: no database.
 
 Nothing here decides what is true. It saves work: a piece that is known is neither sent nor fetched
 again. It is tied to the thread's *epoch*; every statement that relies on it checks the epoch in
 SQL, so what has gone stale is refused there, dropped here, and read or sent again.
 
 Numbers. A process takes piece numbers from a *number block* of its own: 43 random bits, then a 20-bit
-counter in three parts: slices of lists, ids given to messages, and everything else, so that what is
+counter in three parts: slices of lists, ids of messages, and everything else, so that what is
 appended to a list gets consecutive numbers. A block is confirmed once a plain INSERT into it was
-acknowledged: from then on nobody else can be in it, so a piece may be sent twice (`ON CONFLICT DO
+acknowledged: from then on no other process can use it, so a piece may be sent twice (`ON CONFLICT DO
 NOTHING`) until its first acknowledgement, by whichever statement names it. That is how a checkpoint
 can name a message that a write still in flight is about to store.
 """
@@ -33,7 +33,7 @@ from haive_persistence.checkpointer.storage.piece_numbers import (
 MAX_CHECKPOINTS = 64
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
-# What these take by themselves, about: a log, a known checkpoint, a known key, a piece besides its bytes.
+# Memory of each by itself, about: a log, a known checkpoint, a known key, a piece without its bytes.
 LOG_BYTES = 1600
 CHECKPOINT_BYTES = 1000
 KEY_BYTES = 300
@@ -126,7 +126,7 @@ class ThreadLog:
         self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
-        self.bytes_held = 0  # by what `evict_payloads` lets go of
+        self.bytes_held = 0  # by what `evict_payloads` evicts
         self.bytes_known = 0
         self.charged_bytes = 0  # see `ProcessCache.settle`
         self.is_spared = False
@@ -158,7 +158,7 @@ class ThreadLog:
             self.bytes_to_send -= PIECE_BYTES + len(data)
 
     def add_location(self, key: Key, location: PieceRef) -> None:
-        """Where a part is stored, unless it is known to be somewhere already."""
+        """Record where a part is stored, unless a location is known already."""
         if key not in self.known and self.known.setdefault(key, location) is location:
             self.bytes_known += KEY_BYTES + len(key[1])
 
@@ -188,7 +188,7 @@ class ThreadLog:
             self.bytes_held += 8 * len(numbers)
 
     def record_id_piece(self, messages: Iterable[int], id_piece: int) -> None:
-        """What an id piece says of which messages."""
+        """Record which messages an id piece has the ids of."""
         for no in messages:
             if self.id_piece_by_message.setdefault(no, id_piece) != id_piece:
                 self.id_piece_by_message[no] = 0
@@ -222,7 +222,7 @@ class ThreadLog:
 
 
 class Batch:
-    """The pieces one statement sends: those it makes and those it names that nobody confirmed yet.
+    """The pieces one statement sends: those it makes and those it names that are not confirmed yet.
 
     Use under the log's lock. `commit` when the statement's transaction is known to be committed.
     """
@@ -241,7 +241,7 @@ class Batch:
         self._new_sequences: dict[int, list[int]] = {}
 
     def find(self, key: Key) -> PieceRef | None:
-        """Where this part is stored already; what is not acknowledged yet is sent again."""
+        """The location where this part is stored already; what is not acknowledged yet is sent again."""
         found = self._log.known.get(key)
         if found is None:
             return self._own.get(key)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 
-OTHER, IDS, LISTS = range(3)  # the parts of a number block: all else, ids given to messages, slices of lists
+OTHER, IDS, LISTS = range(3)  # the parts of a number block: all else, ids of messages, slices of lists
 
 
 def start_of(part: int) -> int:
-    """Where a part of a number block begins. Stored items count from there, so this may never change."""
+    """The first number of a part of a number block. Stored items count from it, so it may never change."""
     return part << 18
 
 

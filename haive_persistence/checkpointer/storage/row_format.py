@@ -104,7 +104,7 @@ class Body(NamedTuple):
     metadata: list[mf.Manifest]
     values: list[mf.Manifest]
     extra: list[mf.Manifest]
-    parent: bytes | None  # set only in sealed threads: nobody can hang the checkpoint elsewhere
+    parent: bytes | None  # set only in sealed threads: the checkpoint cannot be given another parent
     packed_ns: str | list[bytes]  # the namespace's name; with UUIDs in it, the parts of `pack_uuids`
     bound: list[Any] | None = None  # see `bindings.py`; only in sealed threads
 
