@@ -40,24 +40,23 @@ async def seal_scope(
     while True:
         params: dict[str, object] = {
             "tenant": db.tenant,
-            "moment": moment,
             "low": scope.low,
             "high": scope.high,
             "after_namespace": after[0],
             "after_key": after[1],
             "limit": _AT_ONCE,
         }
-        rows = await _seal_some(db, queries, codec, params)
+        rows = await _seal_some(db, queries, codec, moment, params)
         done += len(rows)
         if rows and progress is not None:
             progress(done)
         if len(rows) < _AT_ONCE:
             return done
-        after = rows[-1][1], rows[-1][2]
+        after = rows[-1][0], rows[-1][1]
 
 
 async def _seal_some(
-    db: Db, queries: Queries, codec: SealedItemCodec, params: dict[str, object]
+    db: Db, queries: Queries, codec: SealedItemCodec, moment: int, params: dict[str, object]
 ) -> Sequence[Row]:
     """Seal the next items, again when somebody puts one of them at the same time. Returns their rows."""
     for attempt in range(_ATTEMPTS):
@@ -65,6 +64,7 @@ async def _seal_some(
             async with db.transaction() as tx:
                 rows = await tx.fetch_all(queries["plaintext_items"], params)
                 if rows:
+                    await _check_trusted(tx, db.tenant, queries, moment, rows)
                     await _seal(tx, db.tenant, queries, codec, rows)
             return rows
         except ConflictError:
@@ -73,19 +73,30 @@ async def _seal_some(
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _seal(
-    tx: Executor, tenant: str, queries: Queries, codec: SealedItemCodec, rows: Sequence[Row]
+async def _check_trusted(
+    tx: Executor, tenant: str, queries: Queries, moment: int, rows: Sequence[Row]
 ) -> None:
-    if not all(trusted for trusted, *_ in rows):
+    """Raise PlaintextRefusedError unless all of these rows, which are locked, are older than the key."""
+    names = {
+        "namespaces": text_array(namespace for namespace, *_ in rows),
+        "keys": text_array(key for _, key, *_ in rows),
+    }
+    row = await tx.fetch_one(queries["items_are_trusted"], {"tenant": tenant, "moment": moment, **names})
+    if row != (True,):
         raise PlaintextRefusedError(
             f"tenant {tenant!r} has items in plaintext that were written after its first key was made: "
             "something else wrote them; delete them from store_item, or restore a backup"
         )
-    items: list[ItemId] = [(namespace, key) for _, namespace, key, *_ in rows]
+
+
+async def _seal(
+    tx: Executor, tenant: str, queries: Queries, codec: SealedItemCodec, rows: Sequence[Row]
+) -> None:
+    items: list[ItemId] = [(namespace, key) for namespace, key, *_ in rows]
     sealed = [codec.item_id(item) for item in items]
     encoded = [
         codec.encode(stored, _CLEAR.decode(item, columns))
-        for item, stored, (_, _, _, *columns) in zip(items, sealed, rows, strict=True)
+        for item, stored, (_, _, *columns) in zip(items, sealed, rows, strict=True)
     ]
     values = {
         "payloads": bytea_array(columns.payload for columns in encoded),

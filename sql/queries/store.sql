@@ -233,15 +233,26 @@ SELECT EXISTS (SELECT FROM haive.store_item WHERE tenant_id = %(tenant)s);
 SELECT count(*) FROM haive.store_item WHERE tenant_id = %(tenant)s;
 
 -- name: plaintext_items
--- Some items of a range that are in plaintext, after the one named, in the order of their keys; locked. `trusted` ones
--- were written before the moment that was recorded when the tenant's first key was made.
-SELECT haive.written_before(i.xmin, %(moment)s) AS trusted, i.namespace, i.key, /* columns */
+-- Some items of a range that are in plaintext, after the one named, in the order of their keys; locked.
+SELECT i.namespace, i.key, /* columns */
 FROM haive.store_item i
 WHERE i.tenant_id = %(tenant)s AND i.payload IS NULL AND i.namespace >= %(low)s AND i.namespace < %(high)s
   AND (i.namespace, i.key) > (%(after_namespace)s, %(after_key)s)
 ORDER BY i.namespace, i.key
 LIMIT %(limit)s
 FOR UPDATE;
+
+-- name: items_are_trusted
+-- True if locked items were all written before the moment that was recorded when the tenant's first key was made. A
+-- statement of its own: the one that waited for the locks may have got rows of transactions that its snapshot is older than.
+SELECT bool_and(haive.written_before(i.xmin, %(moment)s))
+FROM unnest((SELECT %(namespaces)s::text[]), (SELECT %(keys)s::text[])) AS w (namespace, key),
+LATERAL (
+    SELECT i.xmin
+    FROM haive.store_item i
+    WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
+    OFFSET 0
+) i;
 
 -- name: seal_items
 -- Makes the sealed rows of items in plaintext, and returns the names of those that no sealed row has yet.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from langgraph.store.base import GetOp, PutOp
 
@@ -16,7 +17,7 @@ from haive_persistence import EncryptionConfig
 from haive_persistence.db import Database
 from haive_persistence.errors import ConfigError, PlaintextRefusedError
 from haive_persistence.store import PostgresStore, seal_items
-from tests.builders import LETTERS
+from tests.builders import LETTERS, until
 
 KEY = secrets.token_bytes(32)
 OPTIONS: dict[str, Any] = {"encryption_key": KEY, "searchable_fields": ("kind",), "readable_embeddings": True}
@@ -149,6 +150,26 @@ def test_plaintext_forged_later_is_refused(store: PostgresStore, database: Datab
             use()
     assert accepting.get(("users", "u0"), "k0") is not None
     assert with_key(database).seal_existing(trust_all=True) > 0
+
+
+def test_plaintext_forged_while_sealing_waits_is_refused(
+    store: PostgresStore, database: Database, sql: Sql, dsn: str
+) -> None:
+    """The row comes from a transaction that began after the sealing statement."""
+    fill(store)
+    with_key(database, ACCEPTING).put(("other",), "k", {"a": 1})
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    mine = "tenant_id = %(tenant)s AND namespace = 'users.u0.' AND key = "
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(dsn) as holder:
+        lock = f"SELECT FROM haive.store_item WHERE {mine} 'k0' FOR UPDATE"
+        holder.execute(lock.encode(), {"tenant": database.tenant})
+        sealing = pool.submit(with_key(database).seal_existing)
+        until(lambda: bool(sql(waiting)))
+        sql("SELECT pg_current_xact_id()")
+        sql(f"UPDATE haive.store_item SET value = '{{\"forged\": 1}}' WHERE {mine} 'k12'")
+        holder.rollback()
+        with pytest.raises(PlaintextRefusedError):
+            sealing.result()
 
 
 def test_several_processes_and_writers_at_once(
