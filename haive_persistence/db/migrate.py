@@ -36,6 +36,9 @@ LOCK_TRIES = 10
 #: Seconds to wait for another process that migrates the same schema.
 LOCK_WAIT_S = 900.0
 
+#: Where names without a schema are looked for: not where others may put functions that fit a call better.
+SEARCH_PATH = b"search_path = pg_catalog, pg_temp"
+
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
 _COMMENT = re.compile(r"--[^\n]*")
 _CREATED = re.compile(r"^CREATE TABLE haive\.(\w+)", re.MULTILINE)
@@ -93,13 +96,15 @@ def pending(applied: dict[int, str], known: Sequence[Migration]) -> list[Migrati
 
 def read_applied(conn: Connection[Any], schema: str) -> dict[int, str]:
     """Version and checksum of every migration that ran in `schema`."""
-    columns = conn.execute(
-        "SELECT array_agg(a.attname::text) FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
-        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0"
-        " WHERE s.nspname = %s AND t.relname = 'schema_migration' GROUP BY t.oid",
-        (schema,),
-        prepare=False,
-    ).fetchone()
+    with conn.transaction():
+        conn.execute(b"SET LOCAL " + SEARCH_PATH)
+        columns = conn.execute(
+            "SELECT array_agg(a.attname::text) FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
+            " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0"
+            " WHERE s.nspname = %s AND t.relname = 'schema_migration' GROUP BY t.oid",
+            (schema,),
+            prepare=False,
+        ).fetchone()
     if columns is None:
         return {}
     if not {"version", "name", "checksum"} <= set(columns[0]):
@@ -246,6 +251,7 @@ def _apply_in_transaction(conn: Connection[Any], schema: str, migration: Migrati
         try:
             with conn.transaction():
                 conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S * 1000:.0f}ms'".encode())
+                conn.execute(b"SET LOCAL " + SEARCH_PATH)
                 conn.execute(text)
                 _record(conn, schema, migration)
             return

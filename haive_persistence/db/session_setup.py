@@ -193,6 +193,7 @@ def _plan(
     timeouts = ("lock_timeout", *migrate.timeouts(conn))
     # A plain SET would stay with the server's connection, which a transaction pooler gives to others.
     ddl_settings = [] if per_transaction else [*settings, *(b"%s = 0" % name.encode() for name in timeouts)]
+    settings.append(migrate.SEARCH_PATH)
     if login.bypasses:
         settings.append(b'ROLE "' + login.role.encode() + b'"')
     if login.citus:
@@ -215,7 +216,9 @@ def _try_settings(conn: Connection[Any], settings: Sequence[bytes]) -> None:
 
 
 def _look(conn: Connection[Any], schema: str) -> _Login:
-    row = conn.execute(_LOOK, {"schema": schema}, prepare=False).fetchone()
+    with conn.transaction():
+        conn.execute(b"SET LOCAL " + migrate.SEARCH_PATH)
+        row = conn.execute(_LOOK, {"schema": schema}, prepare=False).fetchone()
     assert row is not None
     return _Login(*row)
 

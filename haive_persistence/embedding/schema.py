@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 
 from haive_persistence.db import Database, Db, error_mapping
+from haive_persistence.db.migrate import SEARCH_PATH
 from haive_persistence.db.sql import Queries
 from haive_persistence.embedding.config import VectorIndex
 from haive_persistence.errors import ConfigError, MigrationError
@@ -112,6 +113,7 @@ class VectorSchema:
         return cast(str, schema), version
 
     def _create(self, conn: Connection[Any], schema: str) -> None:
+        conn.execute(b"SET LOCAL " + SEARCH_PATH)
         conn.execute(self._ddl("create_vectors", schema))
         if self._index.fits_page:
             conn.execute(self._ddl("store_plain", schema))

@@ -14,9 +14,10 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from haive_persistence.config import PersistenceConfig
+from haive_persistence.config import PersistenceConfig, PoolerMode
 from haive_persistence.db import Database, Query, RoundTrip, Statement, run_sync
 from haive_persistence.errors import ConfigError, DatabaseError, PersistenceError
+from haive_persistence.store import PostgresStore
 from tests.db.helpers import ALL, COUNT, MOMENTS, SLEEP, WHO, add, reach
 
 MINE = Query("SELECT DISTINCT tenant_id FROM haive.note")
@@ -307,6 +308,35 @@ def test_owner_without_special_rights_is_subject_to_the_policies_too(
     assert run_sync(
         database.for_tenant("b").blocking.fetch_one(Query("SELECT count(*) FROM haive.mine"))
     ) == (0,)
+    database.close()
+    with psycopg.connect(empty_dsn, autocommit=True) as owner:
+        owner.execute(f"DROP OWNED BY {name} CASCADE")
+
+
+@pytest.mark.parametrize("pooler", ["session", "transaction"])
+def test_functions_that_others_put_on_the_search_path_are_not_called(
+    empty_dsn: str, login: str, pooler: PoolerMode
+) -> None:
+    """Such a function would run with our rights, on the tenant whose turn it is."""
+    name = psycopg.conninfo.conninfo_to_dict(login)["user"]
+    database = Database(PersistenceConfig(connection_string=empty_dsn, pooler=pooler))
+    dbname = psycopg.conninfo.conninfo_to_dict(empty_dsn)["dbname"]
+    text = "BEGIN RAISE 'called as %', current_user; END"
+    with psycopg.connect(empty_dsn, autocommit=True) as owner:
+        owner.execute(f"GRANT ALL ON SCHEMA public TO {name}")
+    with psycopg.connect(make_conninfo(login, dbname=dbname), autocommit=True) as other:
+        for parameters in ("text, integer", "bytea, integer"):  # these fit better than Postgres's own
+            other.execute(
+                f"CREATE FUNCTION hashtextextended({parameters}) RETURNS bigint LANGUAGE plpgsql AS $${text}$$"
+            )
+        other.execute(
+            f"CREATE FUNCTION count_attribute(text[], text) RETURNS text[] LANGUAGE plpgsql AS $${text}$$"
+        )
+        other.execute("CREATE AGGREGATE array_agg(text) (SFUNC = count_attribute, STYPE = text[])")
+    database.setup()
+    store = PostgresStore(database)
+    store.put(("a",), "k", {"b": 1})
+    assert store.get(("a",), "k") is not None
     database.close()
     with psycopg.connect(empty_dsn, autocommit=True) as owner:
         owner.execute(f"DROP OWNED BY {name} CASCADE")
