@@ -38,6 +38,8 @@ def pattern(source: Any, flags: Any) -> re.Pattern[Any]:
     """The compiled pattern. Raises ValueError if it is long, or compiling it would take long."""
     if type(source) not in (str, bytes) or type(flags) is not int:
         raise ValueError("not a pattern")
+    if flags & re.DEBUG:
+        raise ValueError("a stored pattern that prints itself is not compiled")
     if len(source) > _MAX_PATTERN:
         raise ValueError(f"a stored pattern of more than {_MAX_PATTERN:,} characters is not compiled")
     try:

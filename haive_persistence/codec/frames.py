@@ -19,6 +19,7 @@ _NUMBERS: Final = frozenset(
     ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")
 )
 _NULLABLE: Final = _NUMBERS | {"boolean"}
+_MAX_RANGE: Final = 1 << 24  # numbers of a range that pandas may write out
 
 
 _Describe = Callable[[Any, Any], tuple[str, list[Any]]]
@@ -150,7 +151,7 @@ def _build_index(pd: Any, kind: str, *parts: Any) -> Any:
         return pd.RangeIndex(start, stop, step, name=name)
     if kind == "multi":
         levels, codes, names = parts
-        built = [_build_index(pd, *level) for level in levels]
+        built = [_build_level(pd, *level) for level in levels]
         return pd.MultiIndex(levels=built, codes=codes, names=names)
     column, name, freq = parts
     made = pd.Index(_build_column(pd, *column), name=name)
@@ -158,6 +159,13 @@ def _build_index(pd: Any, kind: str, *parts: Any) -> Any:
         if len(freq) > 20:
             raise ValueError("not a frequency")
         made = type(made)(made, freq=freq, name=name)
+    return made
+
+
+def _build_level(pd: Any, *parts: Any) -> Any:
+    made = _build_index(pd, *parts)
+    if type(made) is pd.RangeIndex and made.size > _MAX_RANGE:
+        raise ValueError("a range of too many numbers")
     return made
 
 
@@ -172,7 +180,7 @@ def _build_column(pd: Any, kind: str, *parts: Any) -> Any:
         return pd.array(made, dtype=object) if hasattr(pd, "NumpyExtensionArray") else made
     if kind == "category":
         codes, categories, ordered = parts
-        dtype = pd.CategoricalDtype(_build_index(pd, *categories), ordered=bool(ordered))
+        dtype = pd.CategoricalDtype(_build_level(pd, *categories), ordered=bool(ordered))
         return pd.Categorical.from_codes(codes, dtype=dtype)
     if kind == "zoned":
         values, zone = parts

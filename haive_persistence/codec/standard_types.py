@@ -183,6 +183,8 @@ def _number_of_numpy(name: str, code: int, payload: Any, extras: Mapping[str, An
         raise CodeNeededError("import numpy before reading")
     if type(payload) not in (bool, int, float, str, bytes):
         raise ValueError("not a number")
+    if name == "bytes_" and type(payload) is not bytes:  # bytes_(3 << 30) would be memory for so many
+        raise ValueError("not bytes")
     return cls(payload)
 
 

@@ -143,6 +143,20 @@ def test_damaged_forms_are_not_built(name: str, payload: Any) -> None:
         assert is_unbuilt(SERDE.loads_typed(("msgpack", data)))
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        ["multi", [["range", 0, 1 << 40, 1, None]], [[0]], [None]],
+        ["array", ["category", [0], ["range", 0, 1 << 40, 1, None], True], None, None],
+    ],
+    ids=["levels", "categories"],
+)
+def test_a_long_range_is_not_written_out(payload: Any) -> None:
+    """80 bytes that would be memory for a million million numbers."""
+    data = ormsgpack.packb(ormsgpack.Ext(1, ormsgpack.packb(["pandas", "Index", payload])))
+    assert is_unbuilt(SERDE.loads_typed(("msgpack", data)))
+
+
 def test_a_process_without_pandas_hands_it_on() -> None:
     data = SERDE.dumps_typed([pd.DataFrame({"a": [1]}), pd.Timestamp("2024-01-01")])[1]
     code = f"""

@@ -317,12 +317,18 @@ def test_patterns_are_compiled_within_limits() -> None:
     assert not isinstance(getattr(value, "pattern", None), re.Pattern)
 
 
+def test_a_pattern_does_not_print_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert is_unbuilt(read(1, "re", "compile", ["a(b|c)", re.DEBUG.value]))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_sizes_are_checked_before_memory_is_taken() -> None:
     """21 bytes that were `bytearray(3 << 30)`, and others of their kind."""
     huge = 3 << 30
     assert is_unbuilt(read(6, "<f4", [1], "C", huge))
     assert is_unbuilt(read(0, "builtins", "bytes", huge))
     assert is_unbuilt(read(0, "numpy", "bytes_", [huge]))
+    assert is_unbuilt(read(0, "numpy", "bytes_", huge))
     assert is_unbuilt(read(0, HERE, "Text", huge))
     assert is_unbuilt(read(1, "builtins", "int", ["9" * 5_000, 10]))
 
