@@ -54,6 +54,8 @@ _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no st
 
 _INSTEAD = "Its plain data is returned instead, and stored again as what it was."
 _TUPLE = ["builtins", "tuple"]
+#: An `Item` with a score; LangGraph's safe list has `Item` only.
+_SEARCH_ITEM = ("langgraph.store.base", "SearchItem")
 
 _warned: set[tuple[str, str, str]] = set()
 
@@ -185,14 +187,16 @@ class Reader:
         if own := standard_types.OWN.get(key):
             return own
         listed = isinstance(self.allowed, set) and key in self.allowed
-        safe = key in _langgraph.SAFE_MSGPACK_TYPES
+        safe = key in _langgraph.SAFE_MSGPACK_TYPES or key == _SEARCH_ITEM
         if not (safe or listed or self.allowed is True):
             return _refuse(module, name, "it is not in allowed_msgpack_modules: add it there")
         if module not in sys.modules:
             return _refuse(module, name, f"its module is not loaded: import {module} before reading")
         cls = data_types.lookup(module, name, extras.get("qualname", name))
         if cls is None:
-            return _refuse(module, name, "its module has no class of that name")
+            return _refuse(
+                module, name, "its module has no class of that name: define it there, at the top level"
+            )
         builder = data_types.builder(cls, code, trusted=safe or listed)
         return builder or _refuse(
             module, name, "it is not a data type: list it in allowed_msgpack_modules if it is to be built"
