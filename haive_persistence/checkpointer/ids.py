@@ -13,7 +13,8 @@ from haive_persistence.errors import InvalidIdentifierError, InvalidInputError
 
 MAX_ID = 1024  # characters
 MAX_NS = 64 * 1024  # characters: subgraphs in subgraphs, each with its task's id
-_TEXT_ID = b"\xff"  # before an id that is not a UUID, and after one that would have a UUID's length
+_TEXT_ID = b"\xff"  # before an id that is not a UUID
+_FILLER = b"\x00"  # after one that would have a UUID's length: it still sorts before what it begins
 
 
 def check_text(what: str, value: str, *, empty: bool = False, most: int = MAX_ID) -> str:
@@ -154,12 +155,12 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
         if uuid_text(data) == checkpoint_id:
             return data
     text = _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
-    return text + _TEXT_ID if len(text) == 16 else text
+    return text + _FILLER if len(text) == 16 else text
 
 
 def decode_id(data: bytes) -> str:
     """The id that `encode_id` encoded. Only a UUID takes 16 bytes, and no text has the byte 0xff."""
-    return uuid_text(data) if len(data) == 16 else data.strip(_TEXT_ID).decode()
+    return uuid_text(data) if len(data) == 16 else data.strip(_TEXT_ID + _FILLER).decode()
 
 
 def uuid_text(data: bytes) -> str:

@@ -105,3 +105,15 @@ def test_a_namespace_of_none_is_none_given(saver: Checkpointer) -> None:
     config["configurable"]["checkpoint_ns"] = None
     assert values_of(saver, config) == {"n": 2}
     assert len(list(saver.list({"configurable": {"thread_id": "t", "checkpoint_ns": None}}))) == 2
+
+
+@pytest.mark.parametrize("length", range(13, 18))
+def test_an_id_sorts_before_what_it_begins(saver: Checkpointer, length: int) -> None:
+    short = "checkpoint-00000000"[:length]
+    ids = [short, short + "\x01", short + "0", short + "00", short + "ü"]
+    assert [decode_id(encode_id(id_)) for id_ in ids] == ids
+    for no, id_ in enumerate(ids):
+        checkpoint = make_checkpoint({"n": no}, id=id_)
+        saver.put(thread(), checkpoint, {}, checkpoint["channel_versions"])  # type: ignore[arg-type]
+    assert values_of(saver) == {"n": len(ids) - 1}
+    assert [t.checkpoint["id"] for t in saver.list(thread())] == ids[::-1]
