@@ -36,6 +36,8 @@ def signature(metadata: Mapping[str, Any], index_key: bytes | None) -> dict[str,
     bits = 0
     for key, value in metadata.items():
         kind = type(value)
+        if type(key) is not str:
+            return _ALL_BITS  # an enum, say, comes back as the text it is stored as
         if kind in _SCALARS:
             bits |= _pair_bits(index_key, key, kind, value)
         elif kind not in _CONTAINERS:
@@ -47,20 +49,20 @@ def filter_signature(wanted: Mapping[str, Any], index_key: bytes | None) -> dict
     """The bits of the scalars of a filter; None if it has none, so that the metadata alone decides."""
     bits = 0
     for key, value in wanted.items():
-        if type(value) in _SCALARS:
+        if type(key) is str and type(value) in _SCALARS:
             bits |= _pair_bits(index_key, key, type(value), value)
     return _halves(bits) if bits else None
 
 
-def _pair_bits(index_key: bytes | None, key: Any, kind: type, value: Any) -> int:
+def _pair_bits(index_key: bytes | None, key: str, kind: type, value: Any) -> int:
     """The bits of one pair. `kind` keeps values apart that are equal, such as 1 and True."""
     if kind is str and len(value) > _LONG:
         return _hash_pair(index_key, key, kind, value)
     return _remembered(index_key, key, kind, value)
 
 
-def _hash_pair(index_key: bytes | None, key: Any, kind: type, value: Any) -> int:
-    if type(key) is not str or value != value:
+def _hash_pair(index_key: bytes | None, key: str, kind: type, value: Any) -> int:
+    if value != value:
         return 0  # NaN is not even equal to itself
     digest = int.from_bytes(blind_index(index_key or b"", f"metadata {key}", value), "big")
     bits = 0

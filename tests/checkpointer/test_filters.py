@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from haive_persistence import errors
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
-from haive_persistence.checkpointer.metadata import contains, filter_signature, signature
+from haive_persistence.checkpointer.metadata import _remembered, contains, filter_signature, signature
 from haive_persistence.db import Database
 from tests.builders import RoundTrips, make_checkpoint, store, thread
 
@@ -51,6 +51,24 @@ def test_what_may_equal_anything_is_left_to_the_metadata() -> None:
     kept = signature({"colour": Colour.RED}, None)
     assert mask is not None
     assert all(kept[part] & mask[part] == mask[part] for part in mask)
+
+
+class Key(str, enum.Enum):
+    USER = "user"
+
+
+class PlainKey(enum.Enum):
+    USER = "user"
+
+
+@pytest.mark.parametrize("key", list(Key) + list(PlainKey))
+def test_what_is_stored_under_an_enum_is_found_by_its_text(saver: Checkpointer, key: Any) -> None:
+    for metadata in ({key: "u7"}, {"user": "u7"}):
+        checkpoint = make_checkpoint({"n": 1})
+        saver.put(thread(), checkpoint, metadata, checkpoint["channel_versions"])  # type: ignore[arg-type]
+    _remembered.cache_clear()  # another process asks
+    found = [t.metadata for t in saver.list(None, filter={"user": "u7"})]
+    assert found == [{"user": "u7"}, {"user": "u7"}]
 
 
 def test_keys_give_other_signatures() -> None:
