@@ -111,12 +111,12 @@ class ThreadReader:
     ) -> None:
         self._cache = cache
         self.log = log
-        self.pieces = log.pieces
         self.unopened: dict[int, bytes] = {}  # pieces as they are stored, which may be needed
         self.thread = thread
         self._codec = codec
         self._queries = queries
         self.decoder = Decoder(codec.codec, log)
+        self.pieces = self.decoder.pieces  # the same dict, whatever is evicted meanwhile
         self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
         self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
         self._repeated: list[list[tuple[int, int]]] = []  # per checkpoint that names pieces more than once

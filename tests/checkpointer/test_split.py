@@ -9,7 +9,7 @@ import string
 import sys
 import types
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -22,7 +22,9 @@ from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.decoder import Decoder
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
+from haive_persistence.checkpointer.thread_reader import ThreadReader
 from haive_persistence.codec import Codec
+from haive_persistence.keys import Sealing
 
 CODEC = Codec()
 
@@ -385,3 +387,46 @@ def test_tool_messages_with_foreign_artifacts() -> None:
     message.artifact["when"] = uuid.UUID(int=6)
     manifest, base = thread.write([message])
     assert thread.read(manifest, base)[0].artifact["when"] == uuid.UUID(int=6)
+
+
+def test_a_slice_that_changes_while_it_is_encoded_is_not_taken_for_what_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rows(first: str) -> list[dict[str, str]]:
+        return [{"text": first}, *({"text": f"{no} " * 20} for no in range(63))]
+
+    t = Thread()
+    for first in ("new", "old", "new"):
+        t.write(rows(first))
+    t.log.grids.clear()
+    value, dump = rows("old"), CODEC.dump
+
+    def dump_then_change(part: Any) -> bytes:
+        data = dump(part)
+        value[0]["text"] = "new"  # a node goes on while its checkpoint is put in the background
+        return data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CODEC, "dump", dump_then_change)
+        t.write(value)
+    assert t.read(*t.write(rows("old"))) == rows("old")
+
+
+def test_what_is_evicted_while_a_reader_is_made_is_fetched() -> None:
+    t = Thread()
+    manifest, base = t.write(["x" * 2000])
+
+    class Evicting:
+        """The codec, while another thread of the process makes room."""
+
+        @property
+        def codec(self) -> Codec:
+            t.log.evict_payloads()
+            return CODEC
+
+    assert t.log.pieces
+    reader = ThreadReader(t.log, cast(Sealing, Evicting()), uuid.UUID(int=0), {})
+    missing: set[int] = set()
+    reader.add_missing(manifest, base, missing)
+    t.log.record_pieces({no: t.stored[no] for no in missing}, reader.pieces)
+    assert reader.decoder.decode(manifest, base) == ["x" * 2000]

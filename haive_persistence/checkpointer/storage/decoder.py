@@ -57,10 +57,9 @@ class Decoder:
     def __init__(self, codec: Codec, log: ThreadLog) -> None:
         self._load = codec.load
         self._log = log
-        self._pieces = log.pieces
+        self.pieces, self._runs = log.cached()
         self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
         self._load_all = codec.load_all
-        self._runs: dict[int, Run] = log.runs
         self._current: dict[type, bool] = {}
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
@@ -106,7 +105,7 @@ class Decoder:
         if self._last_ids is not None and self._last_ids[:2] == (items, base):
             return self._last_ids[2]
         out: dict[int, tuple[str, int]] = {}
-        pieces = self._pieces
+        pieces = self.pieces
         for part in mf.decode_items(items, base, self._log.sequences):
             for no in range(part[0], part[0] + part[1]):
                 piece = pieces[no]
@@ -145,7 +144,7 @@ class Decoder:
             numbers, known = numbers[known:], 0
         if not numbers:
             return keys, values
-        pieces = [self._pieces[no] for no in numbers[known:]]
+        pieces = [self.pieces[no] for no in numbers[known:]]
         loaded = self._loaded(numbers[known:], pieces, ids, kind)
         at = 0
         for stop in [*loaded, len(pieces)]:  # what is cached up to there, then what was decoded
@@ -165,7 +164,7 @@ class Decoder:
         run = self._runs.get(numbers[0])
         if run is None or not self._are_current(run.classes) or not run.extend(numbers, pieces):
             run = Run()
-            run.extend(numbers, [self._pieces[no] for no in numbers])
+            run.extend(numbers, [self.pieces[no] for no in numbers])
             if len(self._runs) >= MAX_RUNS:
                 self._runs.clear()
             self._runs[numbers[0]] = run
@@ -179,7 +178,7 @@ class Decoder:
         places: list[int] = []
         for at, piece in enumerate(pieces):
             if type(piece) is CachedPiece and not self._are_current(piece.classes):
-                pieces[at] = self._pieces[numbers[at]] = piece.stored
+                pieces[at] = self.pieces[numbers[at]] = piece.stored
             if type(pieces[at]) is bytes:
                 places.append(at)
         found: dict[int, _Parts] = {}
@@ -245,7 +244,7 @@ class Decoder:
         if piece is None:
             met[no] = False
         else:
-            self._log.record_decoded(self._pieces, no, piece, 3 * len(stored) + 1000)
+            self._log.record_decoded(self.pieces, no, piece, 3 * len(stored) + 1000)
         return piece
 
     def _are_current(self, classes: Iterable[type]) -> bool:

@@ -187,7 +187,9 @@ class Encoder:
             found = self._batch.find_grid(key)
             if found is None:
                 found = encode(one)
-                self._batch.record_grid(key, found)
+                # A node may have changed it meanwhile: then these are not the pieces of the bytes above.
+                if self._batch.are_stored(found) and key_of("grid", self._dump(one)) == key:
+                    self._batch.record_grid(key, found)
             parts += found
         return parts
 

@@ -213,6 +213,11 @@ class ThreadLog:
             pieces[no] = piece
             self.bytes_held += size
 
+    def cached(self) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Return the pieces in memory, and the runs made of them: what one reader works with."""
+        with self._guard:
+            return self.pieces, self.runs
+
     def evict_payloads(self) -> None:
         """Evict cached payloads; piece numbers stay known. Active readers keep their own dict."""
         with self._guard:
@@ -302,13 +307,16 @@ class Batch:
         """The pieces of a slice that was encoded before; all of them are acknowledged."""
         return self._log.grids.get(key)
 
-    def record_grid(self, key: Key, parts: list[Any]) -> None:
-        """Record the pieces of a slice, unless some are new, or elements have manifests of their own."""
+    def are_stored(self, parts: list[Any]) -> bool:
+        """True unless some are new pieces, or elements with manifests of their own."""
+        return all(type(part) is int and part not in self.send for part in parts)
+
+    def record_grid(self, key: Key, parts: list[int]) -> None:
+        """Record the pieces of a slice, all of which are stored."""
         grids = self._log.grids
-        if all(type(part) is int and part not in self.send for part in parts):
-            grids[key] = parts
-            if len(grids) > MAX_GRIDS:
-                del grids[next(iter(grids))]
+        grids[key] = parts
+        if len(grids) > MAX_GRIDS:
+            del grids[next(iter(grids))]
 
     def candidates(self) -> Iterable[tuple[int, list[int]]]:
         """Sequence pieces to name slices of, latest first."""
