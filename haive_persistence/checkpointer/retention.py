@@ -77,6 +77,8 @@ class Retention:
             return
         await self._context.settle_plaintext(db)
         codec = await self._context.latest_codec(db)
+        if not codec.sealed:  # sealed checkpoints would not be found
+            await self._context.keys.refresh_to_write(db)
         keys = {"run_keys": [run_key(r, codec.blind("run_id", r)) for r in wanted]}
         rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
@@ -103,6 +105,8 @@ class Retention:
     async def _rewrite_once(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         codec = await self._context.latest_codec(db)
         async with db.transaction() as tx:
+            if not codec.sealed:  # a row that is written again is no longer older than the tenant's first key
+                await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
             if row is None:
                 return

@@ -230,10 +230,11 @@ class Statements:
         elif puts:
             statements += map(self._put, _portions(puts, _put_size))
         elif len(gone) > 1:
-            statements.append(self._about("lock_items", gone))
+            params = {"tenant": self._tenant, **_columns(gone), **self._key}
+            statements.append(Statement(self._queries["lock_items"], params))
         if len(gone) == 1:
             namespace, key = gone[0]
-            params = {"tenant": self._tenant, "namespace": namespace, "key": key}
+            params = {"tenant": self._tenant, "namespace": namespace, "key": key, **self._key}
             statements.append(Statement(self._queries["delete_item"], params))
         elif gone:
             statements.append(self._about("delete_items", gone))

@@ -17,12 +17,16 @@
 -- The columns of a value, without the jsonb where another column has it.
 CASE WHEN exact_json IS NULL AND payload IS NULL THEN value END, exact_json, key_order, payload
 
+-- part: may_refresh
+-- An item in plaintext is not written again once its tenant has a data key: it could no longer be told from a forged one.
+(i.payload IS NOT NULL OR (SELECT haive.accepts_plaintext(%(tenant)s)))
+
 -- part: refreshed_gets
 -- Sets the time again at which the items expire whose reader asks for it, as far as no transaction holds them.
 , held AS MATERIALIZED (
     SELECT i.ctid AS place
     FROM found f JOIN haive.store_item i ON i.ctid = f.place
-    WHERE i.tenant_id = %(tenant)s AND f.refresh AND f.ttl_minutes IS NOT NULL
+    WHERE i.tenant_id = %(tenant)s AND f.refresh AND f.ttl_minutes IS NOT NULL AND /* may_refresh */
     FOR NO KEY UPDATE OF i SKIP LOCKED
 ), refreshed AS (
     UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
@@ -34,7 +38,7 @@ CASE WHEN exact_json IS NULL AND payload IS NULL THEN value END, exact_json, key
 , held AS MATERIALIZED (
     SELECT i.ctid AS place
     FROM found f JOIN haive.store_item i ON i.ctid = f.place
-    WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL
+    WHERE i.tenant_id = %(tenant)s AND %(refresh)s AND f.ttl_minutes IS NOT NULL AND /* may_refresh */
     FOR NO KEY UPDATE OF i SKIP LOCKED
 ), refreshed AS (
     UPDATE haive.store_item i SET expires_at = now() + i.ttl_minutes * interval '1 minute'
@@ -170,11 +174,14 @@ LATERAL (
     FROM haive.store_item i
     WHERE i.tenant_id = %(tenant)s AND i.namespace = w.namespace AND i.key = w.key
     FOR UPDATE
-) i;
+) i
+WHERE (SELECT haive.check_data_key(%(tenant)s, %(key_no)s::integer, %(data_key)s::bytea));
 
 -- name: delete_item
+-- Without the tenant's key it is an error: the item's sealed name would not be found.
 DELETE FROM haive.store_item i
-WHERE i.tenant_id = %(tenant)s AND i.namespace = %(namespace)s AND i.key = %(key)s;
+WHERE i.tenant_id = %(tenant)s AND i.namespace = %(namespace)s AND i.key = %(key)s
+  AND (SELECT haive.check_data_key(%(tenant)s, %(key_no)s::integer, %(data_key)s::bytea));
 
 -- name: delete_items
 -- The rows are locked already, so that their addresses cannot change.

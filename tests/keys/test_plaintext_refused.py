@@ -78,6 +78,16 @@ def test_writing_without_the_key_is_refused(
     assert rows() == before
 
 
+def test_deleting_runs_without_the_key_is_refused(database: Database) -> None:
+    """Their checkpoints are found by hashes that need the key: nothing would be deleted, and nobody told."""
+    sealed = Checkpointer(database.with_encryption(ENCRYPTION))
+    store(sealed, {"a": 1}, run_id="run")
+    with pytest.raises(PlaintextRefusedError, match="HAIVE_ENCRYPTION_KEY"):
+        Checkpointer(database).delete_for_runs(["run"])
+    sealed.delete_for_runs(["run"])
+    assert sealed.get_tuple(thread()) is None
+
+
 async def test_tasks_are_refused_one_by_one(database: Database) -> None:
     keyless = Checkpointer(database)
     store(Checkpointer(database.with_encryption(ENCRYPTION)), {"a": 1})

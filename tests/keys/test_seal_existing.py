@@ -283,3 +283,17 @@ def test_several_processes_and_writers_at_once(
 def test_it_needs_a_key(database: Database) -> None:
     with pytest.raises(ConfigError, match="encryption_key"):
         Checkpointer(database).seal_existing()
+
+
+def test_pruning_without_the_key_leaves_what_is_to_be_sealed(database: Database) -> None:
+    clear = Checkpointer(database)
+    fill(clear, "a")
+    before = content(clear, "a")
+    keyed = with_key(database, ACCEPTING)
+    store(keyed, {"n": 1}, thread("b"))
+    for cut in (lambda: clear.prune(["a"]), lambda: clear.delete_for_runs(["run-a"])):
+        with pytest.raises(PlaintextRefusedError):
+            cut()
+    assert content(keyed, "a") == before
+    keyed.prune(["a"])
+    assert keyed.get_tuple(thread("a")) is not None

@@ -211,3 +211,25 @@ def test_several_processes_and_writers_at_once(
 def test_it_needs_a_key(store: PostgresStore) -> None:
     with pytest.raises(ConfigError, match="encryption_key"):
         store.seal_existing()
+
+
+@pytest.mark.parametrize("read", ["get", "search"])
+def test_reading_without_the_key_leaves_what_is_to_be_sealed(database: Database, sql: Sql, read: str) -> None:
+    """It would make the items younger than the key by setting the time at which they expire."""
+    clear = PostgresStore(database, ttl={"default_ttl": 90, "refresh_on_read": True})
+    fill(clear)
+    keyed = with_key(database, ACCEPTING)
+    keyed.put(("mine",), "k", {"sealed": True})
+
+    def expiry() -> list[tuple[Any, ...]]:
+        return sql(
+            "SELECT expires_at FROM haive.store_item WHERE tenant_id = %(tenant)s ORDER BY namespace, key"
+        )
+
+    before = expiry()
+    if read == "get":
+        assert clear.get(("users", "u0"), "k0") is not None
+    else:
+        assert clear.search(("users", "u0"))
+    assert expiry() == before
+    assert keyed.seal_existing() == 31

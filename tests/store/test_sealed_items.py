@@ -204,6 +204,9 @@ def test_a_wrong_key_and_no_key_are_errors(sealed: PostgresStore, database: Data
         keyless.put(("n",), "k", {"a": 2})
     with pytest.raises(PlaintextRefusedError):
         keyless.batch([PutOp(("n",), "a", {"a": 2}), PutOp(("n",), "b", {"a": 2}), PutOp(("n",), "c", None)])
+    for keys in (["k"], ["k", "other"]):  # it would not find them, and delete nothing
+        with pytest.raises(PlaintextRefusedError, match="HAIVE_ENCRYPTION_KEY"):
+            keyless.batch([PutOp(("n",), key, None) for key in keys])
     assert sealed.get(("n",), "k").value == {"a": 1}  # type: ignore[union-attr]
     assert len(sealed.search(())) == 1
 
