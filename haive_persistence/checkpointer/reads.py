@@ -35,7 +35,7 @@ from haive_persistence.checkpointer.thread_reader import (
     open_rows,
 )
 from haive_persistence.db.protocol import Db, Query
-from haive_persistence.errors import CodecError, TamperedError, WrongKeyError
+from haive_persistence.errors import CodecError, DecodeError, TamperedError, WrongKeyError
 from haive_persistence.keys import Sealing
 
 PAGE = 64
@@ -143,10 +143,11 @@ class Reads:
             query = queries.render(name, signature_check=queries.part("has_signature"))
             params |= signature
         left = check_limit(limit)
+        most = PAGE
         while left is None or left > 0:
-            size = PAGE if left is None or (filter and signature is None) else min(PAGE, left)
-            wanted = {**params, "limit": size}
-            page = await self._checked_page(db, query, wanted, filter, thread_id)
+            wanted = most if left is None or (filter and signature is None) else min(most, left)
+            page, size = await self._fitting_page(db, query, {**params, "limit": wanted}, filter, thread_id)
+            most = size if size < wanted else most
             for found in page.tuples:
                 yield found
                 if left is not None:
@@ -188,6 +189,26 @@ class Reads:
         if address.checkpoint_id is not None:
             return "list_one", params | {"id": address.checkpoint_id}, address.given_thread_id
         return "list_thread" if any_ns else "list_namespace", params, address.given_thread_id
+
+    async def _fitting_page(
+        self,
+        db: Db,
+        query: Query,
+        params: dict[str, Any],
+        filter: Mapping[str, Any] | None,
+        thread_id: Any,
+    ) -> tuple[Page, int]:
+        """A page and its limit, which is lower where so many checkpoints are too large for one read."""
+        size: int = params["limit"]
+        while True:
+            try:
+                page = await self._checked_page(db, query, {**params, "limit": size}, filter, thread_id)
+            except DecodeError:
+                if size == 1:
+                    raise
+                size //= 2
+            else:
+                return page, size
 
     async def _checked_page(
         self,

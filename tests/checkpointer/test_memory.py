@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import psycopg
@@ -65,6 +66,21 @@ def test_what_could_not_be_sent_stays_within_the_memory_it_may_have(
         config = store(saver, {"n": n}, config)
     assert saver._parts.context.cache.get(thread_key(database.tenant, "t").bytes).bytes_taken() < 4_000_000
     assert values_of(saver) == {"n": 99}
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_a_history_that_is_too_large_for_one_read_comes_in_several(
+    database: Database, limit: int | None
+) -> None:
+    config: Any = thread()
+    for n in range(50):
+        config = store(Checkpointer(database), {"n": n, "blob": secrets.token_hex(25_000)}, config)
+    small = Checkpointer(database, config=CheckpointConfig(max_read_bytes=300_000))
+    for filter in (None, {"step": 1}):
+        found = [
+            t.checkpoint["channel_values"]["n"] for t in small.list(thread(), limit=limit, filter=filter)
+        ]
+        assert found == list(range(49, -1, -1))[:limit]
 
 
 def test_pieces_that_are_gone_are_told_of(saver: Checkpointer, new_saver: Any, dsn: str) -> None:
