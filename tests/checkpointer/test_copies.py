@@ -146,6 +146,9 @@ def test_what_is_set_and_extra_is_copied() -> None:
     (made,) = run_of([Open(name="x")]).copies([0], {})[1]
     made.other = 1
     assert made.model_extra == {"other": 1}
+    first, second = run_of([Inner(name=name, values=[1.0], more={}) for name in "ab"]).copies([0], {})[1]
+    first.model_fields_set.discard("name")
+    assert second.model_dump(exclude_unset=True) == {"name": "b", "values": [1.0], "more": {}}
 
 
 @pytest.mark.parametrize(

@@ -356,19 +356,14 @@ def _model(cls: type[BaseModel]) -> Kind:
         return _FIELDS_OF(value)
 
     def common(value: Any) -> frozenset[str] | None:
-        """The fields that are set. None if all are: then the set may be shared, nothing can be added."""
+        """The fields that are set, None if all are."""
         return None if value.__pydantic_fields_set__ == names else frozenset(value.__pydantic_fields_set__)
 
     def make(states: list[Any], fields_set: frozenset[str] | None) -> list[Any]:
         made = list(map(_new, repeat(cls, len(states))))
         _each(map(SET_FIELDS, made, states))
-        _each(
-            map(
-                SET_FIELDS_SET,
-                made,
-                repeat(set(names)) if fields_set is None else map(set, repeat(fields_set)),
-            )
-        )
+        fields_sets = map(set, repeat(names if fields_set is None else fields_set))
+        _each(map(SET_FIELDS_SET, made, fields_sets))
         _each(map(SET_EXTRA, made, [{} for _ in states] if allows_extra else repeat(None)))
         _each(map(SET_PRIVATE, made, repeat(None)))
         return made
