@@ -19,7 +19,7 @@ from haive_persistence.codec import Keyring, Sealer, context, new_data_key, wrap
 from haive_persistence.config import EncryptionConfig
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.db.sql import Queries
-from haive_persistence.errors import ConfigError, PlaintextRefusedError
+from haive_persistence.errors import ConfigError, PlaintextRefusedError, TamperedError
 
 #: Tenants whose data keys a process remembers; one that was evicted is loaded again.
 MAX_TENANTS = 10_000
@@ -134,6 +134,9 @@ class DataKeys:
         return keys
 
     def _unwrapped(self, tenant: str, rows: Sequence[KeyRow]) -> TenantKeys:
+        # Names and keyed hashes are made with the first: under another, what is stored would not be found.
+        if [row.key_no for row in rows] != [*range(1, len(rows) + 1)]:
+            raise TamperedError(f"a data key of tenant {tenant!r} is missing: restore data_key from a backup")
         data_keys = {row.key_no: self._keyring.unwrap(row.wrapped, tenant, row.key_no) for row in rows}
         first, last = rows[0], rows[-1]
         return TenantKeys(

@@ -12,7 +12,7 @@ import pytest
 from haive_persistence import Checkpointer, EncryptionConfig, PersistenceConfig, PostgresStore
 from haive_persistence.checkpointer import CheckpointConfig
 from haive_persistence.db import Database
-from haive_persistence.errors import ConfigError, WrongKeyError
+from haive_persistence.errors import ConfigError, TamperedError, WrongKeyError
 from tests.checkpointer.conftest import store, thread
 
 KEY, OTHER = secrets.token_bytes(32), secrets.token_bytes(32)
@@ -134,3 +134,16 @@ def test_keys_are_shown_nowhere() -> None:
         assert repr(OTHER) not in text
     with pytest.raises(ConfigError, match="give an EncryptionConfig"):
         PersistenceConfig(encryption=KEY)  # type: ignore[arg-type]
+
+
+def test_a_first_data_key_that_was_deleted_is_noticed(database: Database, dsn: str) -> None:
+    """Under the second one's hashes nothing that is stored would be found, without an error."""
+    items = PostgresStore(database.with_encryption(EncryptionConfig(encryption_key=KEY)))
+    items.put(("a",), "k", {"b": 1})
+    saver_with(database, KEY).new_data_key()
+    with psycopg.connect(dsn) as conn:
+        conn.execute("DELETE FROM haive.data_key WHERE tenant_id = %s AND key_no = 1", (database.tenant,))
+    other = PostgresStore(database.with_encryption(EncryptionConfig(encryption_key=KEY)))
+    for use in (lambda: other.get(("a",), "k"), lambda: other.put(("a",), "k", {"b": 2})):
+        with pytest.raises(TamperedError, match="data key"):
+            use()
