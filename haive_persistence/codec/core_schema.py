@@ -20,6 +20,7 @@ _STANDARD = (
     "pydantic._internal._validators",
     "pydantic._internal._std_types_schema",
     "pydantic._internal._generate_schema",
+    "pydantic._internal._serializers",
 )
 _ACTING = frozenset(
     {"import_string", "pattern_either_validator", "pattern_str_validator", "pattern_bytes_validator"}

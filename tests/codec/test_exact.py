@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
+from langchain_core.prompt_values import ChatPromptValue
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.store.base import Item, SearchItem
@@ -123,6 +124,7 @@ EXACT = [
     *(Send("n", {"a": 1}), Send("n", 1, timeout=TimeoutPolicy(run_timeout=5))),
     *(Command(update={"a": 1}, goto="x"), Interrupt({"q": 1}, id="i"), Overwrite([1])),
     Item(value={"a": 1}, key="k", namespace=("a", "b"), created_at=MOMENT, updated_at=MOMENT),
+    ChatPromptValue(messages=[HumanMessage("h", id="1"), t.MyMessage("x", extra_field=3)]),  # a Sequence
     SearchItem(("a", "b"), "k", {"a": (1, {2})}, created_at=MOMENT, updated_at=MOMENT, score=0.5),
     *(_DeltaSnapshot([1, 2]), _DeltaSnapshot({2**70: "\ud800"})),
     *(np.float32(0.1), np.float64(0.1), np.int64(-4), np.uint64(2**64 - 1), np.bool_(True), np.float16(1.5)),
