@@ -81,9 +81,18 @@ def has_serializer(cls: type[BaseModel]) -> bool:
     """True if a function of the class's author decides what is dumped."""
     for node in nodes(core_schema(cls)):
         how = node.get("serialization")
-        if isinstance(how, dict) and str(how.get("type")).startswith("function") and not _is_standard(how):
+        if not isinstance(how, dict) or not str(how.get("type")).startswith("function"):
+            continue
+        if not (_is_standard(how) or _encodes(how)):
             return True
     return False
+
+
+def _encodes(node: dict[str, Any]) -> bool:
+    """True for the function that dumps `Base64Bytes` and its like; the field itself holds the value."""
+    function = node.get("function")
+    name = getattr(function, "__qualname__", "")
+    return getattr(function, "__module__", None) == "pydantic.types" and name.startswith("Encoded")
 
 
 def runs_code(cls: type[BaseModel]) -> bool:

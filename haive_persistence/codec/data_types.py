@@ -14,6 +14,7 @@ Not data is what acts (runnables, clients, settings), and a model with a field d
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from enum import Enum, Flag, IntFlag
@@ -130,6 +131,8 @@ def _acts(cls: type) -> bool:
 
 def _is_actor(cls: type, actors: tuple[type, ...]) -> bool:
     """True for an actor, and for what must be closed: a client, a connection, a file."""
+    if issubclass(cls, pathlib.PurePath):  # paths have an __exit__, of no effect, before Python 3.13
+        return False
     return issubclass(cls, actors) or any(hasattr(cls, name) for name in ("__exit__", "__aexit__", "aclose"))
 
 

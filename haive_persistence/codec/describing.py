@@ -446,6 +446,7 @@ _ADVICE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda obj: isinstance(obj, complex), "store [value.real, value.imag]"),
     (lambda obj: isinstance(obj, fractions.Fraction), "store str(value)"),
     (_is_scalar_of_numpy, "store numpy.array(value)"),
+    (lambda obj: type(obj).__module__ == "pydantic.networks", "store str(value)"),
     (lambda obj: isinstance(obj, Mapping), "store dict(value)"),
     (inspect.isawaitable, "await it in the node, and store what it returns"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import pathlib
 import threading
 import uuid
 from collections import deque
@@ -14,6 +15,7 @@ from langchain_core.messages import AnyMessage, HumanMessage
 from pydantic import (
     AliasChoices,
     AliasPath,
+    Base64Bytes,
     BaseModel,
     ConfigDict,
     Field,
@@ -397,3 +399,8 @@ class _Callable:
 
 
 canary_object = _Callable()
+
+
+class WithPath(BaseModel):
+    path: pathlib.Path
+    encoded: Base64Bytes

@@ -28,7 +28,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.store.base import Item, SearchItem
 from langgraph.types import Command, Interrupt, Overwrite, Send, TimeoutPolicy
-from pydantic import SecretStr
+from pydantic import AnyUrl, SecretStr
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from haive_persistence.codec import SafeSerializer
@@ -125,6 +125,7 @@ EXACT = [
     *(Command(update={"a": 1}, goto="x"), Interrupt({"q": 1}, id="i"), Overwrite([1])),
     Item(value={"a": 1}, key="k", namespace=("a", "b"), created_at=MOMENT, updated_at=MOMENT),
     ChatPromptValue(messages=[HumanMessage("h", id="1"), t.MyMessage("x", extra_field=3)]),  # a Sequence
+    t.WithPath(path=pathlib.Path("/a/b"), encoded=b"YQ=="),  # type: ignore[arg-type]
     SearchItem(("a", "b"), "k", {"a": (1, {2})}, created_at=MOMENT, updated_at=MOMENT, score=0.5),
     *(_DeltaSnapshot([1, 2]), _DeltaSnapshot({2**70: "\ud800"})),
     *(np.float32(0.1), np.float64(0.1), np.int64(-4), np.uint64(2**64 - 1), np.bool_(True), np.float16(1.5)),
@@ -337,6 +338,7 @@ def test_exceptions_with_what_cannot_be_stored_are_refused() -> None:
         (asyncio.Queue(), "in the node"),
         (Answer(), "await it"),
         (fractions.Fraction(1, 3), "str(value)"),
+        (AnyUrl("http://x"), "str(value)"),
         (np.datetime64("2024-01-01"), "numpy.array(value)"),
         (object(), "dataclass"),
         (defaultdict(lambda: 1), "dict(value)"),
