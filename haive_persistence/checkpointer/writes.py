@@ -35,7 +35,7 @@ from haive_persistence.checkpointer.statements import ASKED, PLAINTEXT, SEALED, 
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_for_child
 from haive_persistence.checkpointer.storage.encoder import Encoder
-from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog, key_of
+from haive_persistence.checkpointer.storage.piece_index import MAX_CHECKPOINTS, Batch, ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
 from haive_persistence.db import fork_safety
 from haive_persistence.db.driver import require_driver
@@ -71,7 +71,11 @@ class _Prepared(NamedTuple):
     guard: str
 
 
-Encode = Callable[[Sealing, Batch, ThreadLog], _Encoded]
+Encode = Callable[..., _Encoded]  # of a Sealing, a Batch and a ThreadLog
+
+
+class _ParentEvictedError(Exception):
+    """The parent was read, and others of its thread took its place before it was used."""
 
 
 class Writes:
@@ -109,11 +113,21 @@ class Writes:
         return address.config(id_)
 
     def _encode_checkpoint(
-        self, address: Address, new: records.NewCheckpoint, codec: Sealing, batch: Batch, log: ThreadLog
+        self,
+        address: Address,
+        new: records.NewCheckpoint,
+        codec: Sealing,
+        batch: Batch,
+        log: ThreadLog,
+        *,
+        is_parent_stored: bool = True,  # as far as is known
     ) -> _Encoded:
         ns_key, parent = address.ns_key, new.parent
         encoder = Encoder(codec.codec, batch)
         inherited = log.checkpoints.get((ns_key, parent)) if parent else None
+        may_be_evicted = inherited is None and is_parent_stored and len(log.checkpoints) >= MAX_CHECKPOINTS
+        if parent and may_be_evicted and records.missing_values(new.checkpoint, new.new_versions):
+            raise _ParentEvictedError
         body, known = records.encode_checkpoint(encoder, batch, new, inherited)
         if codec.sealed and parent is not None:
             bindings = bindings_for_child(log, ns_key, parent)
@@ -200,7 +214,13 @@ class Writes:
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec_to_write(db)
             _learn_templates(address, codec, log)
-            prepared = self._prepare(address, codec, log, encode)
+            try:
+                prepared = self._prepare(address, codec, log, encode)
+            except _ParentEvictedError:
+                if await self._reads.get_tuple(db, address.config(address.checkpoint_id or b"")) is None:
+                    encode = partial(encode, is_parent_stored=False)
+                log = self._context.cache.of(address.thread.bytes)
+                continue
             if prepared is None:
                 continue
             try:

@@ -8,14 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import pytest
 from langchain_core.messages import HumanMessage
 
 from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.ids import thread_key
+from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
-from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
+from haive_persistence.checkpointer.storage.piece_index import (
+    MAX_CHECKPOINTS,
+    Batch,
+    KnownCheckpoint,
+    ThreadLog,
+)
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.db import Database
-from tests.builders import RoundTrips, store, thread
+from tests.builders import RoundTrips, make_checkpoint, store, thread, values_of
 
 
 def test_memory_is_bounded_whatever_is_done(database: Database) -> None:
@@ -122,3 +130,38 @@ def test_listing_threads_not_read_before_takes_two_round_trips(
     cold = new_saver()
     assert trips.of(lambda: list(cold.list(None, limit=10))) == 2
     assert list(cold.list(None)) == list(saver.list(None))
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_parent_that_others_push_out_of_memory_is_read_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    """As where a hundred subgraphs of one thread save their checkpoints at once."""
+    saver = Checkpointer(database)
+    parent = store(saver, {"left": "out", "n": 1})
+    if not is_stored:
+        parent = thread(checkpoint_id="never stored")
+    get_tuple = Reads.get_tuple
+    pushed: list[None] = []
+
+    async def get_tuple_then_push(self: Reads, db: Any, config: Any) -> Any:
+        found = await get_tuple(self, db, config)
+        log = self._context.cache.get(thread_key(database.tenant, "t").bytes)
+        if not pushed and log is not None:
+            pushed.append(None)
+            for no in range(MAX_CHECKPOINTS):
+                log.record_checkpoint(no, b"another", KnownCheckpoint({}, {}, 0))
+        return found
+
+    monkeypatch.setattr(Reads, "get_tuple", get_tuple_then_push)
+    checkpoint = make_checkpoint({"n": 2}, {"left": _version(saver, parent), "n": 10**6})
+    saver = Checkpointer(database)
+    pushed.clear()
+    saver.put(parent, checkpoint, {}, {"n": 10**6})  # type: ignore[arg-type]
+    expected = {"n": 2, "left": "out"} if is_stored else {"n": 2}
+    assert values_of(Checkpointer(database)) == expected
+
+
+def _version(saver: Checkpointer, config: Any) -> Any:
+    found = saver.get_tuple(config)
+    return found.checkpoint["channel_versions"]["left"] if found else 1
