@@ -34,6 +34,7 @@ from haive_persistence.codec.core_schema import CodeNeededError
 from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, check_depth, is_suspicious
+from haive_persistence.codec.stack import is_large
 from haive_persistence.codec.standard_types import Builder, attribute
 from haive_persistence.codec.unbuilt import carry
 from haive_persistence.errors import DecodeError
@@ -49,6 +50,8 @@ _MAX_FOUND = 4096
 _LARGE = 64 * 1024
 _NESTABLE = 1024  # bytes; what is shorter cannot be nested deeply
 _DEEP, _MAX_LISTS = 4, 32  # from this level of extensions on, only so many levels of lists in each
+_MAX_LEVELS = 100  # of extensions; each takes up to 17 kB of stack
+_MAX_LEVELS_IN_LARGE_STACK = 1000
 _MAX_COPIES, _MAX_COPIED_BYTES = 16, 1 << 30  # whichever allows more
 _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
@@ -69,6 +72,10 @@ class Plain:
         self.payload = payload
 
 
+class DeepValueError(DecodeError):
+    """The value needs more stack than this thread may have: read it with a large one."""
+
+
 class _State(threading.local):
     error: BaseException | None = None  # ormsgpack drops what a hook raises: held here for `decode`
     open_bytes: int = 0  # large extensions being read, each a copy of a part of the one around it
@@ -87,6 +94,11 @@ def _enter(data: bytes) -> None:
     _state.depth += 1
     if _state.depth > _DEEP:
         check_depth(data, _MAX_LISTS)
+    if _state.depth > _MAX_LEVELS:
+        if not is_large():
+            raise DeepValueError("stored value is nested deeply")
+        if _state.depth > _MAX_LEVELS_IN_LARGE_STACK:
+            raise DecodeError(f"stored value has more than {_MAX_LEVELS_IN_LARGE_STACK} objects in objects")
     if len(data) >= _LARGE:
         if not _state.open_bytes:
             _state.limit = max(_MAX_COPIES * len(data), _MAX_COPIED_BYTES)
@@ -109,7 +121,7 @@ class Reader:
         self._found: dict[tuple[Any, ...], tuple[Any, Builder]] = {}
 
     def decode(self, data: bytes) -> Any:
-        """Read a value; DecodeError if the bytes are damaged."""
+        """Read a value. Raises DecodeError if it is damaged, DeepValueError if it needs a large stack."""
         try:
             if MUST_CHECK and is_suspicious(data):
                 check_counts(data)

@@ -12,7 +12,7 @@ from langchain_core.messages.modifier import RemoveMessage
 from langgraph.checkpoint.serde import _msgpack as _langgraph
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from haive_persistence.codec.decoding import AllowList, Reader
+from haive_persistence.codec.decoding import AllowList, DeepValueError, Reader
 from haive_persistence.codec.encoding import encode
 from haive_persistence.codec.legacy_json import JsonReader
 from haive_persistence.codec.stack import is_small, with_large_stack
@@ -81,7 +81,7 @@ class SafeSerializer(JsonPlusSerializer):
             return "bytes", obj
         if type(obj) is bytearray:
             return "bytearray", bytes(obj)
-        return "msgpack", encode(obj)
+        return "msgpack", with_large_stack(lambda: encode(obj)) if is_small() else encode(obj)
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         """The value of a type tag and bytes.
@@ -89,7 +89,10 @@ class SafeSerializer(JsonPlusSerializer):
         Raises DecodeError if they are damaged, of an unknown type, or pickled.
         """
         if not is_small():
-            return self._loads(data)
+            try:
+                return self._loads(data)
+            except DeepValueError:
+                pass
 
         def loads() -> tuple[Any, int]:
             value = self._loads(data)

@@ -1,4 +1,4 @@
-"""Reading nested data in threads whose stack is too small for it: done by a thread with enough.
+"""Nested data that needs more stack than the thread has: read and written by a thread with enough.
 
 Decoders written in C recurse. A thread that was made with `threading.stack_size(65536)` would end the
 process at 40 objects in objects, or at 200 lists in lists.
@@ -14,21 +14,27 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-_ENOUGH: Final = 4 << 20  # bytes; the deepest data that is read takes about three quarters of it
-_LARGE: Final = 16 << 20
+_ENOUGH: Final = 4 << 20  # bytes; data within `decoding._MAX_LEVELS` takes about three quarters of it
+_LARGE: Final = 64 << 20  # address space; what is not used takes no memory
 
 _making = threading.Lock()
 
 
 class _Thread(threading.local):
     small: bool | None = None
+    large: bool = False
 
 
 _thread = _Thread()
 
 
+def is_large() -> bool:
+    """True in the threads that `with_large_stack` makes."""
+    return _thread.large
+
+
 def is_small() -> bool:
-    """True if the stack of this thread is too small to read any stored value."""
+    """True if the stack of this thread is too small for all but the deepest values."""
     small = _thread.small
     if small is None:
         small = _thread.small = _size() < _ENOUGH
@@ -68,6 +74,7 @@ def with_large_stack(work: Callable[[], T]) -> T:
     errors: list[BaseException] = []
 
     def run() -> None:
+        _thread.large = True
         try:
             results.append(work())
         except BaseException as exc:

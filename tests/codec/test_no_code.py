@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -301,7 +302,7 @@ def test_time_zones_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("No/Such", "../../etc/passwd", "/etc/localtime", "", "tzdata", 7, "a" * 10_000, "a/b/c/d/e"):
         assert is_unbuilt(read(0, "zoneinfo", "ZoneInfo", key))
     monkeypatch.setattr(zoneinfo, "TZPATH", ())
-    zoneinfo.ZoneInfo.clear_cache()
+    zoneinfo.ZoneInfo.clear_cache(only_keys=["Asia/Tokyo"])
     if "tzdata.zoneinfo.Asia" not in sys.modules:
         assert is_unbuilt(read(0, "zoneinfo", "ZoneInfo", "Asia/Tokyo"))
     assert set(sys.modules) == before
@@ -339,15 +340,21 @@ def test_small_stacks_are_enough(kilobytes: int, lists: int) -> None:
     data = b"\x01"
     for _ in range(200):
         data = b"\x91" * lists + ormsgpack.packb(ormsgpack.Ext(7, data))
+    nested: Any = 1
+    for _ in range(60):
+        for _ in range(lists // 3):
+            nested = [nested]
+        nested = (nested,)
     outcomes: list[Any] = []
 
     def run() -> None:
-        for load in (
+        for use in (
             lambda: SERDE.loads_typed(("msgpack", data)),
             lambda: SERDE.loads_typed(("json", b"[" * 900)),
+            lambda: SERDE.dumps_typed(nested),
         ):
             try:
-                outcomes.append(load())
+                outcomes.append(use())
             except ValueError as exc:
                 outcomes.append(exc)
 
@@ -358,4 +365,30 @@ def test_small_stacks_are_enough(kilobytes: int, lists: int) -> None:
     finally:
         threading.stack_size(0)
     thread.join()
-    assert len(outcomes) == 2
+    assert len(outcomes) == 3
+
+
+def test_objects_in_objects_do_not_end_the_process() -> None:
+    """827 bytes, compressed, took more than the 8 MiB of a main thread."""
+    script = """
+import ormsgpack
+from haive_persistence.codec import SafeSerializer
+from haive_persistence.errors import DecodeError
+for levels in (150, 600, 3_000):
+    data = b"\\x01"
+    for _ in range(levels):
+        data = ormsgpack.packb(ormsgpack.Ext(7, b"\\x91" * 30 + data))
+    try:
+        SafeSerializer().loads_typed(("msgpack", data))
+    except DecodeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_a_large_stack_is_read() -> None:
+    value: Any = "x" * 2000
+    for _ in range(150):
+        value = (value,)
+    assert SERDE.loads_typed(SERDE.dumps_typed(value)) == value
