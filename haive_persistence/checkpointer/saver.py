@@ -168,10 +168,11 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     conversations. The schema is created and brought up to date on first use.
 
     Args:
-        conn: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
+        store: Where to keep it: a `PostgresStore` (its database is shared), a `Database`, a connection
             string, or a `PersistenceConfig`. Left out: HAIVE_CONNECTION_STRING, or the embedded Postgres.
             What `PostgresSaver` takes will do too, a psycopg connection or a psycopg_pool pool: its settings
             are taken, and connections of its own are opened with them.
+        conn: The same by `PostgresSaver`'s name; give one of the two.
         config: Compression, encryption and memory.
         serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
             and constructs data types only.
@@ -182,24 +183,29 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def __init__(
         self,
-        conn: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
+        store: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
         *,
+        conn: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
         config: CheckpointConfig | None = None,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde or SafeSerializer())
         self.config = _checked_config(config)
-        self._database, self._owns_database = _open_database(conn)
+        if conn is not LEFT_OUT:
+            if store is not LEFT_OUT:
+                raise ConfigError("store= and conn= are two names of one argument: give one of them")
+            store = conn
+        self._database, self._owns_database = _open_database(store)
         if (encryption := self.config.encryption()) is not None:
-            self._database = self._sealed(conn, encryption)
+            self._database = self._sealed(store, encryption)
         self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
         self._built: _Parts | None = None
         self._shared: _Shared | None = None
 
-    def _sealed(self, conn: object, encryption: EncryptionConfig) -> Database:
-        if self._database.encryption is None and hasattr(conn, "database"):
+    def _sealed(self, store: object, encryption: EncryptionConfig) -> Database:
+        if self._database.encryption is None and hasattr(store, "database"):
             raise ConfigError(
-                f"this {type(conn).__name__} would write plaintext beside a sealed checkpointer: make both "
+                f"this {type(store).__name__} would write plaintext beside a sealed checkpointer: make both "
                 "on one PersistenceConfig(encryption=EncryptionConfig(encryption_key=…))"
             )
         return self._database.with_encryption(encryption)

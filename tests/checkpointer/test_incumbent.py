@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import haive_persistence
-from haive_persistence import CheckpointConfig, PersistenceConfig, errors
+from haive_persistence import CheckpointConfig, PersistenceConfig, PostgresStore, errors
 from haive_persistence.checkpointer import Checkpointer
 from tests.builders import make_checkpoint, store, thread
 
@@ -67,6 +67,13 @@ def test_a_connection(dsn: str) -> None:
 def test_by_the_name_that_the_incumbent_has_for_it(dsn: str) -> None:
     with ConnectionPool(dsn, open=False) as pool, Checkpointer(conn=pool) as saver:
         assert saver.get_tuple(thread("nobody's")) is None
+        with pytest.raises(errors.ConfigError, match="give one of them"):
+            Checkpointer(store=dsn, conn=pool)
+
+
+def test_by_the_name_of_the_store(dsn: str) -> None:
+    with PostgresStore(dsn) as kept, Checkpointer(store=kept) as saver:
+        assert saver.database is kept.database
 
 
 def test_a_pool_that_computes_its_connection_string(dsn: str) -> None:
