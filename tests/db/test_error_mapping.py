@@ -257,7 +257,9 @@ def test_transaction_whose_first_statement_finds_a_dead_connection_starts_on_ano
 def test_lost_answer_to_commit_is_ambiguous(
     notes: Database, proxy: Proxy, do: Callable[[Database], Do], tenant: str
 ) -> None:
-    run = do(Database(PersistenceConfig(connection_string=proxy.dsn, tenant=tenant)))
+    database = Database(PersistenceConfig(connection_string=proxy.dsn, tenant=tenant))
+    database.setup()  # commits too
+    run = do(database)
     proxy.cut_after = lambda data: b"COMMIT" in data
 
     async def work(db: Db) -> None:

@@ -372,11 +372,12 @@ def test_citus_is_told_in_every_transaction(
     trips: list[RoundTrip] = []
     database.hooks.append(trips.append)
     assert run_sync(database.blocking.fetch_one(WHO))[0] == "default"
-    begin, propagate, role, tenant, _, commit = trips[0].statements
+    begin, propagate, search_path, role, tenant, _, commit = trips[0].statements
     assert (begin, propagate, commit) == (
         "BEGIN",
         "SET LOCAL citus.propagate_set_commands = 'local'",
         "COMMIT",
     )
+    assert search_path == "SET LOCAL search_path = pg_catalog, pg_temp"
     assert role.startswith("SET LOCAL ROLE ")
     assert tenant == "SET LOCAL haive.tenant = 'default'"
