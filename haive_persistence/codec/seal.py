@@ -31,6 +31,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -305,6 +306,10 @@ def _key_id(key: bytes) -> bytes:
     return hmac.digest(key, b"haive.key-id.v1", "sha512")[:_ID_BYTES]
 
 
+#: Hexadecimal digits that are nearly a key: taken for a passphrase they would be another key.
+_MISCOPIED: Final = re.compile(rb"[0-9a-fA-F]{48,80}")
+
+
 def _master_key(secret: str | bytes) -> bytes:
     if isinstance(secret, bytes) and len(secret) == KEY_BYTES:
         return secret
@@ -317,7 +322,22 @@ def _master_key(secret: str | bytes) -> bytes:
             f"an encryption key is 32 random bytes (as bytes, base64 or hexadecimal), or a passphrase "
             f"of at least {MIN_PASSPHRASE} characters"
         )
+    if _MISCOPIED.fullmatch(text.strip()):
+        raise ConfigError(
+            f"this encryption key has {len(text.strip())} hexadecimal digits, a key has {2 * KEY_BYTES}: "
+            "copy it again, whole"
+        )
+    if not _is_text(text):
+        raise ConfigError(f"this encryption key has {len(text)} bytes: a key has {KEY_BYTES}")
     return _from_passphrase(text)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decoded(text: bytes) -> bytes | None:

@@ -221,6 +221,18 @@ def test_a_passphrase_is_stretched_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert Keyring("correct horse battery staple").current_id == ring.current_id
 
 
+@pytest.mark.parametrize("digits", [49, 63, 65, 66])
+def test_a_key_that_was_cut_is_no_passphrase(digits: int) -> None:
+    with pytest.raises(ConfigError, match=f"has {digits} hexadecimal digits"):
+        Keyring("0a" * (digits // 2) + "b" * (digits % 2))
+
+
+@pytest.mark.parametrize("size", [16, 31, 33])
+def test_random_bytes_of_another_size_are_no_passphrase(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"has {size} bytes"):
+        Keyring(b"\xff\x00" * (size // 2) + b"\xfe" * (size % 2))
+
+
 def test_a_passphrase_typed_on_another_system_is_the_same() -> None:
     assert Keyring("passwort mit u\u0308").current_id == Keyring("passwort mit ü").current_id
 
