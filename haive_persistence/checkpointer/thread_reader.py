@@ -29,6 +29,7 @@ from haive_persistence.errors import ConflictError, DecodeError, PersistenceErro
 from haive_persistence.keys import Sealing
 
 FETCH_AT_ONCE = 20_000  # pieces per statement
+NAMED_BYTES = 256  # that a piece takes at least, until it is decoded
 MAX_TEMPLATE = 160  # bytes as stored, of a template worth looking for
 _NO_TEMPLATE = "a row names a piece that is not a template: its data is damaged"
 
@@ -212,7 +213,7 @@ class ThreadReader:
         pieces, budget = self.pieces, Budget(self._budget.limit)
         try:
             for start, count in mf.piece_numbers(manifest, base, self.log.sequences):
-                budget.spend(count * mf.NUMBER_BYTES)
+                budget.spend(count * NAMED_BYTES)
                 self._named.append((start, count))
                 missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
         except KeyError as exc:

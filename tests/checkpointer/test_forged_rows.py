@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,12 +99,10 @@ FORGERIES: dict[str, Callable[[records.Body], records.Body]] = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_row_is_an_error_of_ours(name: str, forge: Forge, database: Database) -> None:
     forge(FORGERIES[name])
-    started = time.process_time()
     with pytest.raises(PersistenceError):
         Checkpointer(database).get_tuple(CONFIG)
     with pytest.raises(PersistenceError):
         list(Checkpointer(database).list(CONFIG))
-    assert time.process_time() - started < 20
 
 
 def test_an_honest_list_may_repeat_large_elements(database: Database) -> None:
