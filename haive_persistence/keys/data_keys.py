@@ -19,7 +19,7 @@ from haive_persistence.codec import Keyring, Sealer, context, new_data_key, wrap
 from haive_persistence.config import EncryptionConfig
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.db.sql import Queries
-from haive_persistence.errors import ConfigError, PlaintextRefusedError, TamperedError
+from haive_persistence.errors import ConfigError, PlaintextRefusedError, TamperedError, WrongKeyError
 
 #: Tenants whose data keys a process remembers; one that was evicted is loaded again.
 MAX_TENANTS = 10_000
@@ -120,6 +120,18 @@ class DataKeys:
         row = await transaction.fetch_one(self._queries["accepts_plaintext"], {"tenant": tenant})
         if row != (True,):
             raise _plaintext_refused(tenant)
+
+    async def check_unsealed(self, db: Db) -> None:
+        """Raise WrongKeyError if the tenant has keys, which this process, without one, cannot see through.
+
+        Names are sealed too: items would not be found, and their tenant be taken for empty.
+        """
+        if await self._rows(db):
+            raise WrongKeyError(
+                f"the data of tenant {db.tenant!r} is encrypted and this process has no key: nothing can be "
+                "found; set PersistenceConfig(encryption=EncryptionConfig(encryption_key=…)) or "
+                "HAIVE_ENCRYPTION_KEY"
+            )
 
     async def _rows(self, db: Db) -> Sequence[KeyRow]:
         rows = await db.fetch_all(self._queries["data_keys"], {"tenant": db.tenant}, idempotent=True)

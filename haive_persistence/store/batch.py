@@ -131,6 +131,11 @@ class Batch:
         named |= {tuple(search.op.namespace_prefix) for search in [*self.searches, *self.near]}
         return [namespaces.scope(namespace) for namespace in sorted(named)]
 
+    def found_all(self) -> bool:
+        """True if every read found something that tells that the tenant's items are readable."""
+        places = [get.place for get in self.gets] + [search.place for search in self.searches + self.near]
+        return not self.lists and all(self.results[place] for place in places)
+
     def answer_empty(self) -> None:
         """Fill in the results for a tenant that has no item."""
         for search in [*self.searches, *self.near]:

@@ -100,6 +100,8 @@ class Engine:
         self._encryption = shared.sealings.data_keys.encryption
         self._sealed: tuple[Sealing, SealedItemCodec] | None = None
         self._refreshes = True
+        # Without a key: that the tenant had none either, asked once, when a read found nothing.
+        self._is_unsealed = False
         # What only reads by key, filter and name waits for no model and for no lock.
         self._reads = Coalescer[Batch, list[Result]](self._run_together)
         self._ticks = Coalescer[Batch, list[Result]](self._run_in_turn)
@@ -205,6 +207,9 @@ class Engine:
             await _send(io.db, statements.writes(vectors[0]))
         else:
             await _send(io.db, statements.reads() + statements.writes(vectors[0]))
+        if self._encryption is None and not self._is_unsealed and not batch.found_all():
+            await self._sealings.data_keys.check_unsealed(io.db)
+            self._is_unsealed = True
 
     async def _embed(self, io: IoMode, batch: Batch) -> Vectors:
         texts, queries = batch.texts()

@@ -211,6 +211,26 @@ def test_a_wrong_key_and_no_key_are_errors(sealed: PostgresStore, database: Data
     assert len(sealed.search(())) == 1
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.get(("n",), "k"),
+        lambda store: store.search(("n",)),
+        lambda store: store.list_namespaces(),
+    ],
+    ids=["get", "search", "list_namespaces"],
+)
+def test_a_process_without_the_key_is_told_why_nothing_is_found(
+    sealed: PostgresStore, database: Database, read: Callable[[PostgresStore], Any]
+) -> None:
+    keyless = PostgresStore(database)
+    read(PostgresStore(database))  # the tenant is empty, and has no key
+    sealed.put(("n",), "k", {"a": 1})
+    for _ in range(2):
+        with pytest.raises(WrongKeyError, match="HAIVE_ENCRYPTION_KEY"):
+            read(keyless)
+
+
 async def test_tasks_without_the_key_are_refused(sealed: PostgresStore, database: Database) -> None:
     await sealed.aput(("n",), "k", {"a": 1})
     with pytest.raises(PlaintextRefusedError):
