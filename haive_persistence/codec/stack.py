@@ -10,6 +10,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -45,20 +46,25 @@ def _size() -> int:
     """The size of this thread's stack; that of new threads where the system does not say."""
     try:
         if sys.platform.startswith("linux"):
-            return _size_on_linux()
+            return _size_on_linux(_libc())
         if sys.platform == "darwin":
-            libc: Any = ctypes.CDLL(None)
-            libc.pthread_self.restype = libc.pthread_get_stacksize_np.restype = ctypes.c_size_t
-            libc.pthread_get_stacksize_np.argtypes = [ctypes.c_void_p]
-            return int(libc.pthread_get_stacksize_np(libc.pthread_self()))
+            return int(_libc().pthread_get_stacksize_np(ctypes.c_void_p(_libc().pthread_self())))
     except (OSError, AttributeError, ValueError):
         pass
     return threading.stack_size() or _LARGE
 
 
-def _size_on_linux() -> int:
-    libc: Any = ctypes.CDLL(None)
+@cache
+def _libc() -> Any:
+    # PyDLL keeps the interpreter lock: other threads must not change a value that is about to be encoded.
+    libc: Any = ctypes.PyDLL(None)
     libc.pthread_self.restype = ctypes.c_void_p
+    if sys.platform == "darwin":
+        libc.pthread_get_stacksize_np.restype = ctypes.c_size_t
+    return libc
+
+
+def _size_on_linux(libc: Any) -> int:
     attributes = ctypes.create_string_buffer(256)
     if libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes):
         raise OSError("the thread's attributes cannot be read")

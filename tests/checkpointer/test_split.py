@@ -227,6 +227,23 @@ def test_a_message_that_gets_its_id_later_is_stored_once() -> None:
     assert thread.read(manifest, base) == again
 
 
+def test_a_message_that_gets_its_id_while_it_is_encoded_is_stored_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread, message, dump = Thread(), AIMessage("x" * 600), CODEC.dump
+
+    def change_then_dump(part: Any) -> bytes:
+        message.id = "given"  # LangGraph's reducer, while the node's writes are put in the background
+        return dump(part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CODEC, "dump", change_then_dump)
+        thread.write([message])
+    before = thread.sent_bytes
+    assert thread.read(*thread.write([message])) == [message]
+    assert thread.sent_bytes == before
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(1, True), (1, 1.0), (0.0, -0.0), ("a", ["a"]), ([], {}), (None, False), ("", None), ([1], [True])],

@@ -220,7 +220,7 @@ class Encoder:
             parts.append(self._slice(small))
         return parts
 
-    def _message(self, message: BaseMessage, ids: _Ids) -> int:
+    def _message(self, message: BaseMessage, ids: _Ids, retries: int = 2) -> int:
         """The piece of a list with just this message in it."""
         fields = message_key(message)
         if fields is None:
@@ -251,8 +251,11 @@ class Encoder:
             )
             return bare
         data = self._dump([message])
+        if message_key(message) != fields and retries:
+            # Changed meanwhile: LangGraph gives a reply its id while another thread stores the node's writes.
+            return self._message(message, ids, retries - 1)
         if message_key(message) != fields or found is not None:
-            # A node changed it meanwhile (or its piece has another id here): known by its bytes only.
+            # A node keeps changing it (or its piece has another id here): known by its bytes only.
             return self._batch.intern("list", data, LISTS)
         no = self._batch.add(key, data, LISTS)
         if message.id is None:
