@@ -120,7 +120,9 @@ class ThreadReader:
         self.pieces = self.decoder.pieces  # the same dict, whatever is evicted meanwhile
         self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
         self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
-        self._repeated: list[list[tuple[int, int]]] = []  # per checkpoint that names pieces more than once
+        self._repeated: list[
+            list[tuple[int, int]]
+        ] = []  # (start, stop) of pieces named again
 
     def keep_small(self) -> None:
         """Leave pieces that the read did not need, and that may be templates, to writers of this process."""
@@ -221,25 +223,26 @@ class ThreadReader:
 
     def check_named(self) -> None:
         """Note the pieces that a checkpoint names more than once: each takes memory as often."""
+        if not self._named:
+            return
         named, self._named = sorted(self._named), []
-        end = None
+        repeated: list[tuple[int, int]] = []
+        end = named[0][0]
         for start, count in named:
-            if end is not None and start < end:
-                self._repeated.append(named)
-                return
-            end = start + count
+            stop = start + count
+            if start < end:
+                repeated.append((start, min(stop, end)))
+            end = max(end, stop)
+        if repeated:
+            self._repeated.append(repeated)
 
     def _check_repeated(self) -> None:
         """Raise DecodeError if pieces are named so often that their values would take too much memory."""
         repeated, self._repeated = self._repeated, []
-        for named in repeated:
+        for ranges_named_again in repeated:
             budget = Budget(self._budget.limit)
-            sizes: dict[int, int] = {}
-            for start, count in named:
-                for no in range(start, start + count):
-                    if no not in sizes:
-                        sizes[no] = piece_size(self.pieces[no]) if no in self.pieces else 0
-                    budget.spend(sizes[no])
+            for start, stop in ranges_named_again:
+                budget.spend(sum(piece_size(self.pieces.get(no)) for no in range(start, stop)))
 
     async def fetch(self, db: Executor, missing: set[int]) -> None:
         """Bring pieces into memory. Raises StaleRead if the thread has changed meanwhile."""

@@ -14,7 +14,7 @@ import dataclasses
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -26,6 +26,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES
 from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
 
 _IMMUTABLE = frozenset(
@@ -74,20 +75,20 @@ class Group:
         self.states.append(state)
         self.places.append(place)
 
-    def copies(self, count: int, ids: Sequence[Any] | None) -> list[Any]:
+    def copies(self, count: int) -> list[Any]:
         states = list(map(type(self.states[0]).copy, self.states[:count]))
-        for key, kind in self._empty:
-            for state in states:
-                state[key] = kind()
+        for key, kind in self._empty:  # literals: a call of the class takes half as long again
+            if kind is dict:
+                for state in states:
+                    state[key] = {}
+            else:
+                for state in states:
+                    state[key] = []
         if self._child_at:
             children = bisect_left(self._child_at, count, key=_FIRST)
             new = self._children.copies(children)
             for (number, key), child in zip(self._child_at, new, strict=False):
                 states[number][key] = child
-        if ids is not None:
-            for state, place in zip(states, self.places, strict=False):
-                if ids[place] is not None:
-                    state["id"] = ids[place]
         return self._kind.make(states, self._common)
 
 
@@ -118,11 +119,11 @@ class Column:
             group.add(self.length, value)
         self.length += 1
 
-    def copies(self, length: int, ids: Sequence[Any] | None = None) -> list[Any]:
-        """Copies of the first `length` values; `ids` replace those of messages, where they are not None."""
+    def copies(self, length: int) -> list[Any]:
+        """Copies of the first `length` values."""
         groups = list(self._groups.values())
         if len(groups) == 1 and not self._shared:
-            return groups[0].copies(length, ids) if length else []
+            return groups[0].copies(length) if length else []
         out: list[Any] = [None] * length
         for place, value in self._shared:
             if place >= length:
@@ -131,7 +132,7 @@ class Column:
         for group in groups:
             count = bisect_left(group.places, length)
             if count:
-                for place, copied in zip(group.places, group.copies(count, ids), strict=False):
+                for place, copied in zip(group.places, group.copies(count), strict=False):
                     out[place] = copied
         return out
 
@@ -139,24 +140,34 @@ class Column:
 class CachedPiece:
     """A decoded piece: its elements (of a dict, with their keys), handed out as copies only."""
 
-    __slots__ = ("classes", "keys", "size", "stored", "values")
+    __slots__ = ("classes", "given", "keys", "size", "stored", "values")
 
-    def __init__(self, keys: list[Any], values: list[Any], stored: bytes, classes: frozenset[type]) -> None:
+    def __init__(
+        self,
+        keys: list[Any],
+        values: list[Any],
+        stored: bytes,
+        classes: frozenset[type],
+        given: tuple[str, int] | None,
+    ) -> None:
         self.keys = keys
         self.values = values
+        self.given = given  # the id that the message in it got besides what is stored
         self.size = len(stored)
         self.stored = stored if classes else b""  # to decode it again once they are other classes
         self.classes = classes
 
     @classmethod
-    def of(cls, keys: list[Any], values: list[Any], stored: bytes) -> CachedPiece | None:
+    def of(
+        cls, keys: list[Any], values: list[Any], stored: bytes, given: tuple[str, int] | None = None
+    ) -> CachedPiece | None:
         """None if the values cannot be copied."""
         classes: set[type] = set()
         try:
             check_copyable(values, classes, set())
         except Uncopyable:
             return None
-        return cls(keys, values, stored, frozenset(classes))
+        return cls(keys, values, stored, frozenset(classes), given)
 
 
 class Run:
@@ -169,6 +180,7 @@ class Run:
         self._keys: list[Any] = []
         self._column = Column()
         self._ends: list[int] = []  # of each piece's values in the column
+        self._given: list[tuple[str, int] | None] = []  # the id that each piece's message has here
 
     @property
     def pieces(self) -> int:
@@ -193,6 +205,7 @@ class Run:
             for piece in pieces[known - before :]:
                 self.classes |= piece.classes
                 self._keys += piece.keys
+                self._given.append(piece.given)
                 for value in piece.values:
                     self._column.add(value)
                 self._ends.append(self._column.length)
@@ -205,13 +218,14 @@ class Run:
         if not numbers:
             return [], []
         length = self._ends[len(numbers) - 1]
-        given: list[Any] = []
-        if ids:
-            given = [None] * length
-            for end, no in zip(self._ends, numbers, strict=False):
-                if no in ids:
-                    given[end - 1] = ids[no][0]
-        return self._keys[:length], self._column.copies(length, given or None)
+        values = self._column.copies(length)
+        known = self._given[: len(numbers)]
+        given = list(map(ids.get, numbers))
+        if given != known:
+            for end, one, other in zip(self._ends, given, known, strict=False):
+                if one != other:
+                    values[end - 1].__dict__["id"] = one and one[0]
+        return self._keys[:length], values
 
 
 # --- what can be copied
@@ -346,6 +360,9 @@ def _dataclass(cls: type) -> Kind | None:
 
 def _model(cls: type[BaseModel]) -> Kind:
     names = set(cls.model_fields)
+    # A set takes as much memory as all else of a short message. Assignments add nothing to a full set, so
+    # the messages of one list share it; a class that validates assignments would add the names of extras.
+    share = cls in MESSAGE_CLASSES and not cls.model_config.get("validate_assignment")
     allows_extra = cls.model_config.get("extra") == "allow"
 
     def state(value: Any) -> dict[str, Any]:
@@ -362,8 +379,8 @@ def _model(cls: type[BaseModel]) -> Kind:
     def make(states: list[Any], fields_set: frozenset[str] | None) -> list[Any]:
         made = list(map(_new, repeat(cls, len(states))))
         _each(map(SET_FIELDS, made, states))
-        fields_sets = map(set, repeat(names if fields_set is None else fields_set))
-        _each(map(SET_FIELDS_SET, made, fields_sets))
+        is_set: Iterator[set[str]] = repeat(set(names if fields_set is None else fields_set))
+        _each(map(SET_FIELDS_SET, made, is_set if share and fields_set is None else map(set, is_set)))
         _each(map(SET_EXTRA, made, [{} for _ in states] if allows_extra else repeat(None)))
         _each(map(SET_PRIVATE, made, repeat(None)))
         return made

@@ -187,11 +187,12 @@ class Decoder:
             parts = _split(kind, loaded)
             if self._is_new(no):
                 self._learn(no, stored, parts[1], ids.get(no), kind)
-            elif is_built and (cached := self._cached(no, stored, parts)) is not None:
-                pieces[at] = cached
-                continue
-            elif (given := ids.get(no)) is not None:
-                parts[1][0].__dict__["id"] = given[0]
+            else:
+                if (given := ids.get(no)) is not None:
+                    parts[1][0].__dict__["id"] = given[0]
+                if is_built and (cached := self._cached(no, stored, parts, given)) is not None:
+                    pieces[at] = cached
+                    continue
             found[at] = parts
         return found
 
@@ -235,12 +236,14 @@ class Decoder:
         met[no] = True
         return True
 
-    def _cached(self, no: int, stored: bytes, parts: _Parts) -> CachedPiece | None:
+    def _cached(
+        self, no: int, stored: bytes, parts: _Parts, given: tuple[str, int] | None
+    ) -> CachedPiece | None:
         """A piece that is decoded again, to be handed out as copies from now on. None if it cannot be."""
         met = self._log.cacheable_by_piece
         if not met[no]:
             return None
-        piece = CachedPiece.of(*parts, stored)
+        piece = CachedPiece.of(*parts, stored, given)
         if piece is None:
             met[no] = False
         else:
