@@ -99,6 +99,15 @@ class StoredCheckpoint(NamedTuple):
     writes: list[records.Write]
 
 
+class ChannelWrite(NamedTuple):
+    """A pending write to one channel."""
+
+    task_id: str
+    channel: str
+    manifest: mf.Manifest
+    base: int
+
+
 class ThreadReader:
     """Reads one thread at one epoch."""
 
@@ -210,16 +219,27 @@ class ThreadReader:
 
     def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
         """Add the pieces of a manifest that are not known yet; `check_named` is to follow."""
-        if type(manifest) is not list or not manifest:
-            return
-        pieces, budget = self.pieces, Budget(self._budget.limit)
+        if type(manifest) is list and manifest:
+            self.add_ranges(self.ranges_of(manifest, base), missing)
+
+    def ranges_of(self, manifest: mf.Manifest, base: int) -> list[tuple[int, int]]:
+        """The pieces that a manifest names, as (start, length)."""
+        budget = Budget(self._budget.limit)
+        found: list[tuple[int, int]] = []
         try:
             for start, count in mf.piece_numbers(manifest, base, self.log.sequences):
                 budget.spend(count * NAMED_BYTES)
-                self._named.append((start, count))
-                missing.update(filterfalse(pieces.__contains__, range(start, start + count)))
+                found.append((start, count))
         except KeyError as exc:
             raise StaleRead(self) from exc
+        return found
+
+    def add_ranges(self, named: Sequence[tuple[int, int]], missing: set[int]) -> None:
+        """Add those of some pieces that are not known yet; `check_named` is to follow."""
+        is_known = self.pieces.__contains__
+        for start, count in named:
+            missing.update(filterfalse(is_known, range(start, start + count)))
+        self._named += named
 
     def check_named(self) -> None:
         """Note the pieces that a checkpoint names more than once: each takes memory as often."""
@@ -339,17 +359,18 @@ class ThreadReader:
         return {name for w in writes for name in self.write_names(w).channels}
 
     @raises_decode_error
-    def pending_writes(self, writes: list[records.Write], channel: str | None = None) -> list[PendingWrite]:
+    def pending_writes(self, writes: list[records.Write]) -> list[PendingWrite]:
+        return self.decode_writes(self.ordered(writes))
+
+    @raises_decode_error
+    def decode_writes(self, writes: Sequence[ChannelWrite]) -> list[PendingWrite]:
         if self._repeated:
             self._check_repeated()
-        return [
-            (decode_id(task), name, self.decoder.decode(m, base))
-            for task, name, m, base in self.ordered(writes)
-            if channel is None or name == channel
-        ]
+        values = self.decoder.decode_all([(m, base) for _, _, m, base in writes])
+        return [(task, name, value) for (task, name, _, _), value in zip(writes, values, strict=True)]
 
-    def ordered(self, writes: Iterable[records.Write]) -> list[tuple[bytes, str, mf.Manifest, int]]:
-        """The writes of one checkpoint as LangGraph wants them: (task, channel, manifest, base).
+    def ordered(self, writes: Iterable[records.Write]) -> list[ChannelWrite]:
+        """The writes of one checkpoint as LangGraph wants them.
 
         A task's writes are known by their index. Writing an index again changes nothing, except for
         lists of special writes (errors, interrupts, resumes), which replace what was there.
@@ -364,12 +385,12 @@ class ThreadReader:
                     slots[slot] = (path, name, m, w.base)
         in_order = sorted(
             (
-                (writes_sort_key(path, decode_id(task), idx), task, name, m, base)
+                (writes_sort_key(path, task_id := decode_id(task), idx), ChannelWrite(task_id, name, m, base))
                 for (task, idx), (path, name, m, base) in slots.items()
             ),
             key=itemgetter(0),
         )
-        return [(task, name, m, base) for _, task, name, m, base in in_order]
+        return [write for _, write in in_order]
 
 
 def _wanted(body: records.Body, want: str) -> list[mf.Manifest]:

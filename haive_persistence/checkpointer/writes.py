@@ -235,6 +235,8 @@ class Writes:
                 self._confirm(address, log, prepared, rows[0][0])
                 self._context.cache.settle(address.thread.bytes, log)
                 return
+            if prepared.epoch is None and log.exists:
+                continue  # another writer of this process was first to create the thread
             await self._context.keys.refresh_to_write(db)
             log = await self._refresh(db, address, log)
         raise ConflictError(

@@ -147,8 +147,20 @@ WITH c AS MATERIALIZED (
 ), w AS MATERIALIZED (/* writes */)
 /* rows */;
 
+-- part: state_of_range
+-- One number for the checkpoints from `first` up to `last` and the writes from `first` to before `last`. It differs once a row
+-- was replaced (by a later transaction, always), removed or added. `first` is above no id of the range.
+(SELECT coalesce(sum(8589934592 + xmin::text::bigint), 0)::bigint FROM haive.checkpoint
+ WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
+   AND checkpoint_id >= range.first AND checkpoint_id < range.last)
++ (SELECT coalesce(sum(8589934592 + xmin::text::bigint), 0)::bigint FROM haive.pending_write
+   WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
+     AND checkpoint_id >= range.first AND checkpoint_id < range.last)
+
 -- name: get_ancestors
--- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes.
+-- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes. It ends with
+-- the first that is not above `known`, whose ancestors the process has in memory: kind 'f' says whether they are still as
+-- they were when it read them, from `oldest` on; kind 'g' is the same of what it reads now.
 WITH RECURSIVE c AS (
     (SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
      WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
@@ -160,9 +172,19 @@ WITH RECURSIVE c AS (
         SELECT checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
         WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s AND checkpoint_id = c.parent_id
         LIMIT 1) AS p
-    WHERE c.depth < %(depth)s
-), w AS MATERIALIZED (/* writes */ WHERE c.depth > 0)
-/* rows */;
+    WHERE c.depth < %(depth)s AND c.checkpoint_id > %(known)s
+), w AS MATERIALIZED (/* writes */ WHERE c.depth > 0), ends AS MATERIALIZED (
+    SELECT (SELECT checkpoint_id FROM c WHERE depth = 0) AS newest,
+           (SELECT checkpoint_id FROM c ORDER BY depth DESC LIMIT 1) AS oldest)
+/* rows */
+UNION ALL SELECT 'f', NULL, /* state_of_range */, NULL, NULL FROM (SELECT %(oldest)s::bytea AS first, %(known)s::bytea AS last) AS range
+UNION ALL SELECT 'g', NULL, /* state_of_range */, NULL, NULL FROM (SELECT ends.oldest AS first, ends.newest AS last FROM ends) AS range;
+
+-- name: ancestors_state
+-- The thread's epoch, and whether a range of checkpoints and writes is as it was.
+SELECT /* epoch_now */, /* state_of_range */
+FROM haive.thread t, (SELECT %(oldest)s::bytea AS first, %(known)s::bytea AS last) AS range
+WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s;
 
 -- name: pieces
 -- Pieces by number, if the thread is still at this epoch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -32,6 +33,17 @@ def _split(kind: str, loaded: Any) -> _Parts:
     if kind == "dict":
         return list(loaded), list(loaded.values())
     return [], loaded if kind == "list" else [loaded]
+
+
+def _range_of(manifest: mf.Manifest, base: int) -> tuple[int, int] | None:
+    """The pieces of a list that is one range of them: (start, length)."""
+    if type(manifest) is not list or len(manifest) != 2 or manifest[0] != mf.LIST:
+        return None
+    ranges = list(mf.items_of(manifest, base))
+    (items, start) = ranges[0]
+    if len(items) != 2 or type(items[0]) is not int or not items[1]:
+        return None
+    return start + items[0], items[1]
 
 
 def piece_size(piece: Any) -> int:
@@ -81,6 +93,20 @@ class Decoder:
         if kind == mf.SEND:
             return self._send(manifest[1], self.decode(manifest[2], base))
         raise DecodeError(f"unknown kind of manifest {kind!r}: written by a newer version of this package")
+
+    def decode_all(self, manifests: Sequence[tuple[mf.Manifest, int]]) -> list[Any]:
+        """Decode many manifests, each with its base. Short lists of cached pieces are copied together."""
+        short = {at: no for at, (m, base) in enumerate(manifests) if (no := _range_of(m, base)) is not None}
+        numbers = [no for start, count in short.values() for no in range(start, start + count)]
+        pieces = [self.pieces[no] for no in numbers]
+        if len(short) < 2 or not all(type(p) is CachedPiece and self._are_current(p.classes) for p in pieces):
+            return [self.decode(m, base) for m, base in manifests]
+        copied = iter(self._copies(numbers, pieces, _NO_IDS)[1])
+        sizes = iter([len(piece.values) for piece in pieces])
+        return [
+            list(islice(copied, sum(islice(sizes, short[at][1])))) if at in short else self.decode(*manifest)
+            for at, manifest in enumerate(manifests)
+        ]
 
     def _send(self, node: str, arg: Any) -> Any:
         send = getattr(sys.modules.get("langgraph.types"), "Send", None)

@@ -31,6 +31,7 @@ from haive_persistence.checkpointer.storage.piece_numbers import (
 )
 
 MAX_CHECKPOINTS = 64
+MAX_ANCESTRIES = 8
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
 # Memory of each by itself, about: a log, a known checkpoint, a known key, a piece without its bytes.
@@ -75,6 +76,7 @@ class ThreadLog:
     __slots__ = (
         "_guard",
         "accepts_plaintext",
+        "ancestries",
         "block",
         "bytes_held",
         "bytes_known",
@@ -122,6 +124,7 @@ class ThreadLog:
         # Pieces that were decoded, and whether they may stay decoded.
         self.cacheable_by_piece: dict[int, bool] = {}
         self.checkpoints: dict[tuple[int, bytes], KnownCheckpoint] = {}
+        self.ancestries: dict[int, Any] = {}  # by namespace: see `ancestry.py`
         # Of sealed threads: the pending writes known to be stored, by namespace and checkpoint.
         self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
@@ -145,7 +148,8 @@ class ThreadLog:
         per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + PIECE_BYTES * len(self.id_piece_by_message)
         checkpoints = CHECKPOINT_BYTES * (len(self.checkpoints) + len(self.stored_writes))
         parts = checkpoints + per_piece + GRID_BYTES * len(self.grids) + 2 * PIECE_BYTES * len(self.unopened)
-        return LOG_BYTES + self.bytes_held + self.bytes_known + parts + self.bytes_to_send
+        sizes: list[int] = [ancestry.size for ancestry in list(self.ancestries.values())]
+        return LOG_BYTES + self.bytes_held + self.bytes_known + parts + sum(sizes) + self.bytes_to_send
 
     def add_unacknowledged(self, no: int, data: bytes) -> None:
         self.unacknowledged[no] = data
@@ -172,6 +176,15 @@ class ThreadLog:
             self.checkpoints[ns_key, checkpoint_id] = known
             while len(self.checkpoints) > MAX_CHECKPOINTS:
                 del self.checkpoints[next(iter(self.checkpoints))]
+
+    def record_ancestry(self, ns_key: int, ancestry: Any) -> None:
+        """Record a namespace's chain of ancestors; None if nothing is known of it any more."""
+        with self._guard:
+            self.ancestries.pop(ns_key, None)  # the latest comes last
+            if ancestry is not None:
+                self.ancestries[ns_key] = ancestry
+                while len(self.ancestries) > MAX_ANCESTRIES:
+                    del self.ancestries[next(iter(self.ancestries))]
 
     def record_write(self, ns_key: int, checkpoint_id: bytes, write_no: int) -> None:
         """Record that a pending write of a sealed thread is stored."""
@@ -223,6 +236,7 @@ class ThreadLog:
         with self._guard:
             self.pieces = {}
             self.runs = {}
+            self.ancestries = {}
             self.bytes_held = sum(8 * len(numbers) for numbers in self.sequences.values())
 
 
