@@ -129,9 +129,7 @@ class ThreadReader:
         self.pieces = self.decoder.pieces  # the same dict, whatever is evicted meanwhile
         self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
         self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
-        self._repeated: list[
-            list[tuple[int, int]]
-        ] = []  # (start, stop) of pieces named again
+        self._repeated: list[list[tuple[int, int]]] = []  # (start, stop) of pieces named again
 
     def keep_small(self) -> None:
         """Leave pieces that the read did not need, and that may be templates, to writers of this process."""
