@@ -64,11 +64,13 @@ def _libc() -> Any:
     return libc
 
 
+_Attributes = ctypes.c_char * 256
+
+
 def _size_on_linux(libc: Any) -> int:
-    attributes = ctypes.create_string_buffer(256)
+    attributes, size = _Attributes(), ctypes.c_size_t()
     if libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes):
         raise OSError("the thread's attributes cannot be read")
-    size = ctypes.c_size_t()
     libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))
     libc.pthread_attr_destroy(attributes)
     return size.value
