@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
@@ -78,17 +79,15 @@ class Codec:
         self.compression = compression
         self.sealer = sealer
         self.max_read_bytes = max_read_bytes
-
-    def with_serde(self, serde: Any) -> Codec:
-        """The same codec with another serialiser (what a saver's `with_allowlist` needs)."""
-        return self._changed(serde, self.sealer)
+        self._reads = (
+            self.serde.within(max_read_bytes) if isinstance(self.serde, SafeSerializer) else self.serde
+        )
 
     def with_sealer(self, sealer: Sealer | None) -> Codec:
         """The same codec with another tenant's keys, or newer ones."""
-        return self._changed(self.serde, sealer)
-
-    def _changed(self, serde: Any, sealer: Sealer | None) -> Codec:
-        return Codec(serde, compression=self.compression, sealer=sealer, max_read_bytes=self.max_read_bytes)
+        changed = copy(self)
+        changed.sealer = sealer
+        return changed
 
     def dump(self, value: Any) -> bytes:
         """Serialise: one byte of type tag, then the serialiser's bytes.
@@ -107,7 +106,7 @@ class Codec:
         """Undo `dump`. Raises DecodeError if the bytes are damaged or of an unknown type."""
         tag, body = _split_tag(data)
         try:
-            return self.serde.loads_typed((tag, body))
+            return self._reads.loads_typed((tag, body))
         except PersistenceError:
             raise
         except Exception as exc:
@@ -116,10 +115,10 @@ class Codec:
     def load_all(self, parts: Sequence[bytes]) -> list[Any]:
         """`load` for many at once: what this package's serialiser wrote is read as one array."""
         tag = _TAG_BYTES["msgpack"]
-        if len(parts) > 1 and isinstance(self.serde, SafeSerializer) and all(p[:1] == tag for p in parts):
+        if len(parts) > 1 and isinstance(self._reads, SafeSerializer) and all(p[:1] == tag for p in parts):
             array = b"\xdd" + len(parts).to_bytes(4, "big") + b"".join([part[1:] for part in parts])
             with suppress(DecodeError):  # one by one, the error is of the part that is damaged
-                return list(self.serde.loads_typed(("msgpack", array)))
+                return list(self._reads.loads_typed(("msgpack", array)))
         return list(map(self.load, parts))
 
     def pack(self, data: bytes, aad: bytes) -> bytes:

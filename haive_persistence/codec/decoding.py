@@ -33,10 +33,12 @@ from haive_persistence.codec import data_types, standard_types
 from haive_persistence.codec.core_schema import CodeNeededError
 from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
+from haive_persistence.codec.hash_flooding import MAX_ALIKE, check_maps
+from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, check_depth, is_suspicious
 from haive_persistence.codec.stack import is_large
 from haive_persistence.codec.standard_types import Builder, attribute
-from haive_persistence.codec.unbuilt import carry
+from haive_persistence.codec.unbuilt import Slice, carry
 from haive_persistence.errors import DecodeError
 
 logger = logging.getLogger("haive_persistence.codec")
@@ -49,10 +51,11 @@ _MAX_WARNINGS = 1000
 _MAX_FOUND = 4096
 _LARGE = 64 * 1024
 _NESTABLE = 1024  # bytes; what is shorter cannot be nested deeply
+_FLOODING = 2 * MAX_ALIKE  # bytes; what is shorter has no map with so many keys
 _DEEP, _MAX_LISTS = 4, 32  # from this level of extensions on, only so many levels of lists in each
 _MAX_LEVELS = 100  # of extensions; each takes up to 17 kB of stack
 _MAX_LEVELS_IN_LARGE_STACK = 1000
-_MAX_COPIES, _MAX_COPIED_BYTES = 16, 1 << 30  # whichever allows more
+_MAX_COPIES = 4  # of an extension, held while others inside it are read; or what `max_bytes` allows
 _NOT_ENTERED = "ext_hook failed"  # ormsgpack's words; as the first error: no stack was left to call it
 
 _INSTEAD = "Its plain data is returned instead, and stored again as what it was."
@@ -76,48 +79,104 @@ class DeepValueError(DecodeError):
     """The value needs more stack than this thread may have: read it with a large one."""
 
 
+class _Frame:
+    """An extension that is being read, and the place of what it holds in the outermost one."""
+
+    __slots__ = ("carried", "cursor", "data", "start")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.cursor = 0  # what is inside it comes in order: the next one begins here or later
+        self.start: int | None = 0  # in the outermost extension; None if not looked for yet
+        self.carried = 0  # of the outermost: bytes of which values that were left unbuilt have copies
+
+
 class _State(threading.local):
     error: BaseException | None = None  # ormsgpack drops what a hook raises: held here for `decode`
     open_bytes: int = 0  # large extensions being read, each a copy of a part of the one around it
     limit: int = 0
-    depth: int = 0  # extensions of some length being read; also reset by `decode`
+    any_key: bool = False  # a dict in the value that is being read has a key that is no text
+
+    def __init__(self) -> None:
+        self.frames: list[_Frame] = []  # extensions of some length being read; `decode` clears it
 
 
 _state = _State()
 
 
-def _enter(data: bytes) -> None:
+def _enter(data: bytes, max_bytes: int) -> None:
     """Bounds what nested extensions take: each is a copy of a part of the one around it.
 
     Each may also hold 1,024 levels of lists, and every level takes some of the stack.
     """
-    _state.depth += 1
-    if _state.depth > _DEEP:
+    frames = _state.frames
+    frames.append(_Frame(data))
+    depth = len(frames)
+    if depth > 1:
+        frames[-1].start = None
+    if depth > _DEEP:
         check_depth(data, _MAX_LISTS)
-    if _state.depth > _MAX_LEVELS:
+    if depth > _MAX_LEVELS:
         if not is_large():
             raise DeepValueError("stored value is nested deeply")
-        if _state.depth > _MAX_LEVELS_IN_LARGE_STACK:
+        if depth > _MAX_LEVELS_IN_LARGE_STACK:
             raise DecodeError(f"stored value has more than {_MAX_LEVELS_IN_LARGE_STACK} objects in objects")
     if len(data) >= _LARGE:
         if not _state.open_bytes:
-            _state.limit = max(_MAX_COPIES * len(data), _MAX_COPIED_BYTES)
+            _state.limit = max(_MAX_COPIES * len(data), max_bytes)
         if _state.open_bytes + len(data) > _state.limit:
-            raise DecodeError("stored value is damaged: objects in objects would need too much memory")
+            raise DecodeError(
+                f"objects in objects would take more than {_state.limit:,} bytes while they are read: "
+                "if the data is not damaged, raise CheckpointConfig.max_read_bytes"
+            )
         _state.open_bytes += len(data)
 
 
+def _allow_any_key(data: bytes) -> None:
+    """Some dict has other keys than text: from now on they are allowed, and checked, within this value."""
+    _state.any_key = True
+    if _state.frames:
+        _state.frames[-1].cursor = 0  # it is read from its start again
+    check_maps(data)
+
+
 def _leave(data: bytes) -> None:
-    _state.depth -= 1
+    _state.frames.pop()
     if len(data) >= _LARGE:
         _state.open_bytes -= len(data)
+
+
+def _shared(data: bytes) -> bytes | Slice:
+    """The bytes of an extension that is left unbuilt; a part of the outermost one's where copies add up."""
+    frames = _state.frames
+    if not frames or len(data) < _NESTABLE:
+        return data
+    outermost = frames[0]
+    if outermost.carried + len(data) <= len(outermost.data):
+        outermost.carried += len(data)
+        return data
+    start = _place(len(frames) - 1, data)
+    return data if start < 0 else Slice(outermost.data, start, start + len(data))
+
+
+def _place(level: int, data: bytes) -> int:
+    """The place of an extension in the outermost one, or -1. The frame at `level` is the one around it."""
+    frame = _state.frames[level]
+    if frame.start is None:
+        frame.start = _place(level - 1, frame.data)
+    found = frame.data.find(data, frame.cursor)
+    if found < 0 or frame.start < 0:  # something that was read while this was read
+        return -1
+    frame.cursor = found  # not its end: what is read just now is looked for again when it is left
+    return frame.start + found
 
 
 class Reader:
     """Reads msgpack under one allow-list; the object itself is the ext hook that ormsgpack calls."""
 
-    def __init__(self, allowed: AllowList) -> None:
+    def __init__(self, allowed: AllowList, max_bytes: int = MAX_READ_BYTES) -> None:
         self.allowed: AllowList = allowed
+        self.max_bytes = max_bytes
         self._found: dict[tuple[Any, ...], tuple[Any, Builder]] = {}
 
     def decode(self, data: bytes) -> Any:
@@ -125,10 +184,20 @@ class Reader:
         try:
             if MUST_CHECK and is_suspicious(data):
                 check_counts(data)
-            return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+            if len(data) <= _FLOODING:
+                return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+            _state.any_key = False
+            try:
+                return ormsgpack.unpackb(data, ext_hook=self)
+            except ormsgpack.MsgpackDecodeError:
+                if _state.error is not None:
+                    raise
+                _allow_any_key(data)
+                return ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
         except ormsgpack.MsgpackDecodeError as exc:
             error, _state.error = _state.error, None
-            _state.depth = _state.open_bytes = 0
+            _state.open_bytes = 0
+            _state.frames.clear()
             if isinstance(error, (DecodeError, MemoryError)):
                 raise error from None
             if isinstance(error, RecursionError) or str(error) == _NOT_ENTERED:
@@ -144,8 +213,22 @@ class Reader:
             if len(data) < _NESTABLE:
                 parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
             else:
-                _enter(data)  # not around the next call: that would be one frame more per level
-                parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+                _enter(
+                    data, self.max_bytes
+                )  # not around the next call: that would be one frame more per level
+                if len(data) <= _FLOODING:
+                    parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+                elif _state.any_key:
+                    check_maps(data)
+                    parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
+                else:
+                    try:
+                        parts = ormsgpack.unpackb(data, ext_hook=self)
+                    except ormsgpack.MsgpackDecodeError:
+                        if _state.error is not None:
+                            raise
+                        _allow_any_key(data)
+                        parts = ormsgpack.unpackb(data, ext_hook=self, option=_OPTIONS)
                 _leave(data)
             if code == EXT_PYDANTIC_V2:
                 if len(parts) > 3 and parts[3] == FIELDS:
@@ -157,7 +240,7 @@ class Reader:
             elif code == EXT_CONSTRUCTOR_SINGLE_ARG and parts[:2] == _TUPLE:
                 return tuple(parts[2])
             value = (_EXTENSIONS.get(code) or _unknown)(self, code, parts)
-            return value if type(value) is not Plain else carry(abs(code), data, value.payload)
+            return value if type(value) is not Plain else carry(abs(code), _shared(data), value.payload)
         except BaseException as exc:
             # ormsgpack's own error, passing through the hooks around it, says less than the first
             if _state.error is None or type(exc) is not ormsgpack.MsgpackDecodeError:

@@ -39,7 +39,7 @@ def check_counts(data: bytes) -> None:
     while expected:
         if at + expected > len(data):
             raise ormsgpack.MsgpackDecodeError("more values are claimed than there are bytes")
-        size, values = _measure(data, at)
+        size, values = measure(data, at)
         at += size
         expected += values - 1
 
@@ -50,7 +50,7 @@ def check_depth(data: bytes, limit: int) -> None:
     while left:
         if at >= len(data):
             raise ormsgpack.MsgpackDecodeError("more values are claimed than there are bytes")
-        size, values = _measure(data, at)
+        size, values = measure(data, at)
         at += size
         left[-1] -= 1
         if values:
@@ -61,7 +61,7 @@ def check_depth(data: bytes, limit: int) -> None:
             raise ormsgpack.MsgpackDecodeError("lists in objects in objects are nested too deeply")
 
 
-def _measure(data: bytes, at: int) -> tuple[int, int]:
+def measure(data: bytes, at: int) -> tuple[int, int]:
     """The size of the value at `at`, without the values inside it, and how many those are."""
     first = data[at]
     if first < 0x80 or first >= 0xE0:

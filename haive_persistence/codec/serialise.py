@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents.base import Document
@@ -11,10 +12,12 @@ from langchain_core.messages.function import FunctionMessage
 from langchain_core.messages.modifier import RemoveMessage
 from langgraph.checkpoint.serde import _msgpack as _langgraph
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from typing_extensions import Self
 
 from haive_persistence.codec.decoding import AllowList, DeepValueError, Reader
 from haive_persistence.codec.encoding import encode
 from haive_persistence.codec.legacy_json import JsonReader
+from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.stack import is_small, with_large_stack
 from haive_persistence.codec.unbuilt import count_unbuilt, unbuilt_count
 from haive_persistence.errors import DecodeError
@@ -58,8 +61,10 @@ class SafeSerializer(JsonPlusSerializer):
         )
         self._follow_allowlists()
 
+    _max_read_bytes = MAX_READ_BYTES
+
     def _follow_allowlists(self) -> None:
-        self._reader = Reader(_as_allowlist(self._allowed_msgpack_modules))
+        self._reader = Reader(_as_allowlist(self._allowed_msgpack_modules), self._max_read_bytes)
         self._json_reader = JsonReader(self._reader, _as_allowlist(self._allowed_json_modules))
         self._unpack_ext_hook = self._reader
 
@@ -68,6 +73,15 @@ class SafeSerializer(JsonPlusSerializer):
         clone = super().with_msgpack_allowlist(extra_allowlist)
         if isinstance(clone, SafeSerializer) and clone is not self:
             clone._follow_allowlists()
+        return clone
+
+    def within(self, max_read_bytes: int) -> Self:
+        """The same serialiser; copies made while one value is read take about so much memory at most."""
+        if max_read_bytes == self._max_read_bytes:
+            return self
+        clone = copy(self)
+        clone._max_read_bytes = max_read_bytes
+        clone._follow_allowlists()
         return clone
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:

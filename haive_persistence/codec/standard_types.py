@@ -19,6 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, EXT_CO
 from haive_persistence.codec import frames
 from haive_persistence.codec.bounded import pattern, zone
 from haive_persistence.codec.core_schema import CodeNeededError
+from haive_persistence.codec.hash_flooding import check_hashes
 
 Builder = Callable[[int, Any, Mapping[str, Any]], Any]
 """Called with the extension code, the payload and the extras."""
@@ -104,9 +105,12 @@ def _filled(base: Any) -> Callable[[Any, int, Any], Any]:
 def _make_set(base: Any) -> Callable[[Any, int, Any], Any]:
     def make(cls: Any, code: int, payload: Any) -> Any:
         try:
+            check_hashes(payload)
             items = base(payload)
         except TypeError:
-            items = base(map(hashable, payload))
+            payload = [*map(hashable, payload)]
+            check_hashes(payload)
+            items = base(payload)
         if base is frozenset:
             return frozenset.__new__(cls, items)
         made = set.__new__(cls)
@@ -114,6 +118,12 @@ def _make_set(base: Any) -> Callable[[Any, int, Any], Any]:
         return made
 
     return make
+
+
+def _check_dict(payload: Any) -> None:
+    """Refuses pairs, whose keys nothing has looked at."""
+    if not isinstance(payload, dict):
+        raise ValueError("not the entries of a dict")
 
 
 def _make_ordered(cls: Any, code: int, payload: Any) -> Any:
@@ -124,6 +134,7 @@ def _make_ordered(cls: Any, code: int, payload: Any) -> Any:
 
 
 def _make_dict(cls: Any, code: int, payload: Any) -> Any:
+    _check_dict(payload)
     made = dict.__new__(cls)
     dict.update(made, payload)
     return made
@@ -142,6 +153,7 @@ def _default_dict(code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
     """A defaultdict, whose factory must be one of Python's own types."""
     name = extras.get("factory")
     _, content = payload
+    _check_dict(content)
     return defaultdict(None if name is None else FACTORIES[name], content)
 
 
@@ -160,6 +172,7 @@ def _from_iso(code: int, payload: Any, extras: Mapping[str, Any]) -> datetime:
 
 
 def _dict(code: int, payload: Any, extras: Mapping[str, Any]) -> dict[Any, Any]:
+    check_hashes([hashable(key) for key, _ in payload])
     return {hashable(key): value for key, value in payload}
 
 

@@ -25,7 +25,32 @@ from pydantic import PrivateAttr
 
 from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
 
-Stored = tuple[int, bytes]
+
+class Slice:
+    """A part of other bytes, which it keeps alive; compared, copied and pickled as the bytes it is."""
+
+    __slots__ = ("_start", "_stop", "_whole")
+
+    def __init__(self, whole: bytes, start: int, stop: int) -> None:
+        self._whole, self._start, self._stop = whole, start, stop
+
+    def __bytes__(self) -> bytes:
+        return self._whole[self._start : self._stop]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (bytes, Slice)) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slice:
+        return self
+
+    def __reduce__(self) -> Any:
+        return bytes, (bytes(self),)
+
+
+Stored = tuple[int, bytes | Slice]
 """An extension's code and data."""
 
 _OPTIONS = ormsgpack.OPT_NON_STR_KEYS
@@ -208,10 +233,10 @@ _CLASSES: dict[type, type[Unbuilt]] = {
 }
 
 
-def carry(code: int, data: bytes, payload: Any) -> Any:
+def carry(code: int, data: bytes | Slice, payload: Any) -> Any:
     """The payload of an extension, as data that is stored as this extension again."""
     _seen.count += 1
-    stored = code, bytes(data)
+    stored = code, data
     if code == EXT_PYDANTIC_V2 and type(payload) is dict and (message := _message(stored, payload)):
         return message
     return _carry(_CLASSES.get(type(payload), UnbuiltValue), stored, payload)
@@ -248,7 +273,7 @@ def is_unbuilt(value: Any) -> bool:
 def extension(value: Any, encode: Callable[[Any], bytes]) -> Any:
     """The extension that an unbuilt value is stored as; `encode` serialises plain data."""
     stored, plain = _parts(value)
-    code, data = stored
+    code, data = stored[0], bytes(stored[1])
     parts = ormsgpack.unpackb(data, ext_hook=ormsgpack.Ext, option=_OPTIONS)
     whole = code == EXT_NUMPY_ARRAY
     current = encode(plain)

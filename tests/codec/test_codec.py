@@ -155,13 +155,5 @@ def test_failures_of_foreign_serialisers_are_ours_and_chained() -> None:
         Codec(Json("x" * 256)).dump(1)
 
 
-def test_with_serde_keeps_the_rest() -> None:
-    strict = SafeSerializer(allowed_msgpack_modules=None)
-    codec = Codec(compression=None, sealer=SEALED.sealer).with_serde(strict)
-    assert codec.serde is strict
-    assert codec.sealer is SEALED.sealer
-    assert codec.compression is None
-
-
 def test_compress_is_importable_on_its_own() -> None:
     assert compress(b"x") == b"\x10x"

@@ -10,9 +10,11 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.graph.message import add_messages
@@ -272,3 +274,36 @@ def test_three_processes(empty_dsn: str, tmp_path: Path) -> None:
     run(GRAPH, VALUES, FIRST)
     assert "import known_types before reading" in run(GRAPH, SECOND)
     assert "all there" in run(GRAPH, VALUES, THIRD)
+
+
+def _nest(data: bytes, levels: int) -> bytes:
+    """Objects of a class that no process knows, each in the list of another, around some bytes."""
+    for level in range(levels):
+        rest = ormsgpack.packb(b"\x01" * (level % 3))
+        parts = b"\x93\xa6nobody\xa5Knows\x92" + data + rest
+        data = ormsgpack.packb(ormsgpack.Ext(0, parts))
+    return data
+
+
+def test_unbuilt_objects_in_each_other_share_their_bytes() -> None:
+    size, levels = 100_000, 60
+    data = _nest(ormsgpack.packb(bytes(range(250)) * (size // 250)), levels)
+    tracemalloc.start()
+    try:
+        value = BLIND.loads_typed(("msgpack", data))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5 * size  # a copy for each level would take 60
+
+    for _ in range(levels):
+        assert BLIND.dumps_typed(value) == ("msgpack", data)
+        assert copy.deepcopy(value) == pickle.loads(pickle.dumps(value)) == value
+        parts = ormsgpack.unpackb(data, ext_hook=lambda _, inside: inside)
+        value, data = value[0], _first_object(parts)
+
+
+def _first_object(parts: bytes) -> bytes:
+    """The first part of an object's list, as it is stored."""
+    inside = ormsgpack.unpackb(parts, ext_hook=ormsgpack.Ext)[2][0]
+    return ormsgpack.packb(inside)

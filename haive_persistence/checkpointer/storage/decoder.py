@@ -21,6 +21,7 @@ from haive_persistence.errors import DecodeError
 LONG_RANGE = 16  # pieces
 MAX_RUNS = 256  # per thread
 _CONTAINERS = frozenset({list, dict})
+_TEXT = frozenset({str})
 
 Ids = Mapping[int, tuple[str, int]]  # message piece -> the id it is given, and the piece that gives it
 _NO_IDS: Ids = {}
@@ -292,6 +293,8 @@ class Decoder:
         for part in self._gathered(items, start):
             if type(part[0]) is int:
                 keys, values = self._parts(part, _NO_IDS, "dict")
+                if not _TEXT.issuperset(map(type, keys)):  # others hash as their writer chose
+                    raise DecodeError("a dict that is stored in parts has a key that is no text: damaged")
                 out.update(zip(keys, values, strict=True))
             else:
                 out[part[0]] = self.decode(part[1], base)
