@@ -2,7 +2,8 @@
 
 In the clear a row has the item's names and its value as jsonb. Of a sealed item the labels of the namespace
 and the key are sealed names (`keys.names`): look-ups, prefixes, suffixes and wildcards work as they do in the
-clear. The value is sealed for its row. Beside it stand only the fields that `EncryptionConfig` lists.
+clear. A key is bound to its namespace, so that labels of several cannot be put together to one that was never
+stored. The value is sealed for its row. Beside it stand only the fields that `EncryptionConfig` lists.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ TABLE = "store_item"
 class ItemCodec:
     """Items that are stored in the clear."""
 
+    #: Whether a namespace that is listed needs a witness: an item's namespace and key, as they are stored.
+    needs_witness = False
+
     def item_id(self, item: ItemId) -> ItemId:
         """Namespace text and key as they are stored."""
         return item
 
-    def namespace(self, text: str) -> Namespace:
+    def namespace(self, text: str, witness: ItemId | None = None) -> Namespace:
         """The namespace that is stored as `text`."""
         return namespaces.from_text(text)
 
-    def key(self, text: str) -> str:
-        """The key that is stored as `text`."""
-        return text
+    def names(self, item: ItemId) -> tuple[Namespace, str]:
+        """The namespace and key that are stored as `item`."""
+        return namespaces.from_text(item[0]), item[1]
 
     def scope(self, prefix: Sequence[str]) -> Scope:
         """The range that holds a namespace and all below it."""
@@ -79,13 +83,16 @@ class ItemCodec:
 class SealedItemCodec(ItemCodec):
     """Items that are sealed under a tenant's data keys."""
 
+    needs_witness = True
+
     def __init__(self, sealing: Sealing, names: NameSealer, encryption: EncryptionConfig) -> None:
         self._sealing = sealing
         self._names = names
         self._encryption = encryption
 
     def item_id(self, item: ItemId) -> ItemId:
-        sealed = self._text(namespaces.from_text(item[0])), self._names.seal("key", item[1])
+        text = self._text(namespaces.from_text(item[0]))
+        sealed = text, self._names.seal("key", item[1], text)
         namespaces.check_size(*sealed, sealed=True)
         return sealed
 
@@ -95,11 +102,13 @@ class SealedItemCodec(ItemCodec):
     def _label(self, label: str) -> str:
         return self._names.seal("label", label)
 
-    def namespace(self, text: str) -> Namespace:
+    def namespace(self, text: str, witness: ItemId | None = None) -> Namespace:
+        if witness is not None:
+            self._names.open("key", witness[1], witness[0])
         return tuple(self._names.open("label", label) for label in namespaces.from_text(text))
 
-    def key(self, text: str) -> str:
-        return self._names.open("key", text)
+    def names(self, item: ItemId) -> tuple[Namespace, str]:
+        return self.namespace(item[0]), self._names.open("key", item[1], item[0])
 
     def scope(self, prefix: Sequence[str]) -> Scope:
         return namespaces.scope([self._label(label) for label in prefix])

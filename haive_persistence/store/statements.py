@@ -151,8 +151,8 @@ class Statements:
 
     def _item(self, row: Row, score: float | None = None) -> SearchItem:
         namespace, key, created_at, updated_at, *columns = row
+        names = self._codec.names((namespace, key))
         value = self._codec.decode((namespace, key), columns)
-        names = self._codec.namespace(namespace), self._codec.key(key)
         return SearchItem(*names, value, created_at, updated_at, score)
 
     def _list(self, listing: Listing) -> Step:
@@ -173,9 +173,10 @@ class Statements:
             params |= {"depth": None, "cut": op.max_depth, "patterns": text_array(patterns)}
 
         def read(rows: Sequence[Row]) -> None:
-            self._batch.results[place] = [self._codec.namespace(text) for (text,) in rows]
+            self._batch.results[place] = [self._codec.namespace(*row) for row in rows]
 
-        return Step(Statement(self._queries[name], params), read)
+        witness = self._queries.part("witness_item") if self._codec.needs_witness else ""
+        return Step(Statement(self._queries.render(name, witness=witness), params), read)
 
     # --- vector searches
 

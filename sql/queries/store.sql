@@ -146,23 +146,42 @@ WITH RECURSIVE walk (seen, start) AS (
     WHERE walk.start IS NOT NULL
 )
 
+-- part: witness_item
+-- Fills `witness` where names are sealed: an item of the namespace, whose key was sealed for it.
+, (SELECT ARRAY[i.namespace, i.key]
+   FROM haive.store_item i
+   WHERE i.tenant_id = %(tenant)s AND i.namespace >= listed.whole AND i.namespace < left(listed.whole, -1) || '/'
+     AND /* live */
+   ORDER BY i.namespace, i.key
+   LIMIT 1)
+
 -- name: list_namespaces
+-- slot: witness
 -- Namespaces that hold a live item, cut to a depth, in the order of their text.
 /* walk */
-SELECT listed.namespace
-FROM walk, unnest(walk.seen) AS listed (namespace)
-LIMIT %(limit)s OFFSET %(offset)s;
+SELECT listed.whole /* witness */
+FROM (
+    SELECT seen.whole
+    FROM walk, unnest(walk.seen) AS seen (whole)
+    LIMIT %(limit)s OFFSET %(offset)s
+) listed;
 
 -- name: list_matching
+-- slot: witness
 -- The same, of those that match all patterns before they are cut.
 /* walk */
-SELECT DISTINCT array_to_string(
-           (string_to_array(left(listed.namespace, -1), '.'))[1:COALESCE(%(cut)s::integer, 2147483647)], '.'
-       ) COLLATE "C" || '.'
-FROM walk, unnest(walk.seen) AS listed (namespace)
-WHERE listed.namespace ~ ALL (%(patterns)s::text[])
-ORDER BY 1
-LIMIT %(limit)s OFFSET %(offset)s;
+SELECT listed.namespace /* witness */
+FROM (
+    SELECT array_to_string(
+               (string_to_array(left(seen.whole, -1), '.'))[1:COALESCE(%(cut)s::integer, 2147483647)], '.'
+           ) COLLATE "C" || '.' AS namespace,
+           min(seen.whole) AS whole
+    FROM walk, unnest(walk.seen) AS seen (whole)
+    WHERE seen.whole ~ ALL (%(patterns)s::text[])
+    GROUP BY 1
+    ORDER BY 1
+    LIMIT %(limit)s OFFSET %(offset)s
+) listed;
 
 -- name: lock_items
 -- Comes before several deletions, and takes their locks in the order of the keys, so that two

@@ -371,6 +371,16 @@ def test_root_is_told_when_the_server_could_not_get_at_its_directory(empty_home:
     assert modes(empty_home) == [0o700]
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777, *([0o775] if ROOT else [])])
+def test_directory_that_others_may_write_to_is_refused(empty_home: Path, mode: int) -> None:
+    empty_home.chmod(mode)
+    with pytest.raises(EmbeddedServerError, match=f"other users may write to {empty_home}, .* chmod go-w"):
+        embedded.attach(empty_home)
+    assert list(empty_home.iterdir()) == []
+    embedded.attach(empty_home / "inside").close()
+    assert modes(empty_home / "inside", empty_home)[1] == mode
+
+
 @pytest.mark.skipif(not ROOT, reason="only root can become somebody else; run the tests as root")
 def test_binaries_out_of_reach_are_brought_within(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = files.binaries().parent

@@ -41,6 +41,9 @@ def store_texts(queries: Queries) -> Iterator[tuple[str, str]]:
         yield "get_items", queries.render("get_items", refreshing=refresh)
     for scope, filter_, refresh in itertools.product(scopes, filters(queries), refreshing):
         yield "search_items", queries.render("search_items", scope=scope, filters=filter_, refreshing=refresh)
+    for name in ("list_namespaces", "list_matching"):
+        for witness in ("", queries.part("witness_item")):
+            yield name, queries.render(name, witness=witness)
     for index in map(read_index, INDEXES):
         filled = queries.fill(
             **index.slots("public"),

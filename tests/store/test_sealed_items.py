@@ -162,8 +162,44 @@ def test_items_swapped_between_names_do_not_open(sealed: PostgresStore, database
         " WHERE a.tenant_id = %(tenant)s AND b.tenant_id = a.tenant_id AND a.ctid <> b.ctid"
     )
     for user in ("ann", "bob"):
+        assert (
+            store_with(database).get(("users", user), "pin") is None
+        )  # its key is another for each namespace
         with pytest.raises(TamperedError):
-            store_with(database).get(("users", user), "pin")
+            store_with(database).search(("users", user))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "UPDATE haive.store_item a SET namespace = rtrim(a.namespace, '.') || '.' || b.namespace",
+        "UPDATE haive.store_item a SET namespace = b.namespace || a.namespace",
+        "UPDATE haive.store_item a SET namespace = split_part(b.namespace, '.', 1) || '.' || a.namespace",
+        "UPDATE haive.store_item a SET namespace = split_part(a.namespace, '.', 2) || '.'",
+        "UPDATE haive.store_item a SET namespace = split_part(a.namespace, '.', 1) || '.' "
+        "|| split_part(b.namespace, '.', 2) || '.'",
+        "UPDATE haive.store_item a SET namespace = b.namespace",
+    ],
+)
+def test_labels_of_several_namespaces_make_no_other(
+    sealed: PostgresStore, database: Database, sql: Sql, attack: str
+) -> None:
+    sealed.put(("users", "ann"), "pin", {"text": "1"})
+    sealed.put(("projects", "secret"), "plan", {"text": "2"})
+    sql(
+        f"{attack} FROM haive.store_item b WHERE a.tenant_id = %(tenant)s AND b.tenant_id = a.tenant_id"
+        " AND a.ctid <> b.ctid AND a.ctid = (SELECT min(ctid) FROM haive.store_item WHERE tenant_id = %(tenant)s)"
+    )
+    store = store_with(database)
+    stored = {("users", "ann"), ("projects", "secret"), ("users",), ("projects",)}
+    for options in ({}, {"max_depth": 1}, {"prefix": ("*",), "max_depth": 2}, {"suffix": ("*",)}):
+        try:
+            listed = set(store.list_namespaces(**options))
+        except TamperedError:
+            listed = set()
+        assert listed <= stored
+    with pytest.raises(TamperedError):
+        store.search(())
 
 
 def test_items_of_another_tenant_do_not_open(sealed: PostgresStore, database: Database, sql: Sql) -> None:

@@ -254,6 +254,7 @@ def make_root(root: Path, account: Account | None) -> None:
     with _directory(root) as fd:
         if missing:
             os.fchmod(fd, 0o700)
+        _refuse_writable(root, os.fstat(fd))
         if account is None:
             return
         if not _may_enter(os.fstat(fd), account):
@@ -265,6 +266,19 @@ def make_root(root: Path, account: Account | None) -> None:
                 f"above its data directory {root}. Set HAIVE_DATA_DIR to a directory that others may reach, "
                 "such as /var/lib/haive-persistence, or run as a normal user."
             )
+
+
+def _refuse_writable(root: Path, found: os.stat_result) -> None:
+    """Raise EmbeddedServerError if others could exchange what is in the directory.
+
+    The group may write that a user has to itself, where directories are made with umask 002.
+    """
+    is_private_group = os.geteuid() != 0 and found.st_gid == found.st_uid == os.geteuid()
+    if found.st_mode & (stat.S_IWOTH if is_private_group else stat.S_IWOTH | stat.S_IWGRP):
+        raise EmbeddedServerError(
+            f"other users may write to {root}, and so exchange the server's files: chmod go-w it, or name "
+            "a directory inside it with data_dir or HAIVE_DATA_DIR, which is then made"
+        )
 
 
 def _may_enter(found: os.stat_result, account: Account) -> bool:
