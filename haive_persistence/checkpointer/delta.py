@@ -160,7 +160,7 @@ async def _continued(
     ended: bool,
 ) -> _Chain:
     """The chain that was read, followed by what is known of the ancestors of its last checkpoint."""
-    await fetch_missing(db, {address.thread: reader}, stored, "delta")
+    await fetch_missing(db, {address.thread.int: reader}, stored, "delta")
     read = [Ancestor.read(reader, s) for s in stored]
     older = [] if known is None else known.below(stored[-1].id)[1:]
     if known is not None:

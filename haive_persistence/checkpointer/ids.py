@@ -158,6 +158,7 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
     return text + _FILLER if len(text) == 16 else text
 
 
+@lru_cache(maxsize=1024)
 def decode_id(data: bytes) -> str:
     """The id that `encode_id` encoded. Only a UUID takes 16 bytes, and no text has the byte 0xff."""
     return uuid_text(data) if len(data) == 16 else data.strip(_TEXT_ID + _FILLER).decode()

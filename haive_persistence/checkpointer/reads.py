@@ -79,6 +79,7 @@ class Reads:
                     await reader.fetch(db, missing)
                 with no_garbage_collection(many=len(missing) > GC_MIN_PIECES):
                     found = reader.checkpoint_tuple(stored[0])
+                    reader.record(stored[0])
             except StaleRead as stale:
                 again.forget(stale)
                 continue
@@ -269,7 +270,9 @@ class Reads:
         again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
             rows = await db.fetch_all(query, params, idempotent=True)
-            found, readers = open_rows(rows, lambda thread, epoch: self._context.reader(codec, thread, epoch))
+            found, readers = open_rows(
+                rows, lambda thread, epoch: self._context.reader(codec, thread, epoch), thread_id
+            )
             last = Position(found[-1].thread, found[-1].ns_key, found[-1].id) if found else None
             size = len(found)
             if thread_id is None:
@@ -278,12 +281,10 @@ class Reads:
             try:
                 if filter:
                     await fetch_missing(db, readers, found, "metadata")
-                    found = [s for s in found if contains(readers[s.thread].metadata(s.body), filter)]
+                    found = [s for s in found if contains(readers[s.thread.int].metadata(s.body), filter)]
                 await fetch_missing(db, readers, found)
-                if thread_id is not None:
-                    found = [s._replace(thread_id=thread_id) for s in found]
                 with no_garbage_collection(many=len(found) > 1):
-                    tuples = [readers[s.thread].checkpoint_tuple(s) for s in found]
+                    tuples = [readers[s.thread.int].checkpoint_tuple(s) for s in found]
                 for reader in readers.values():
                     reader.settle()
                 return Page(tuples, last, size)
@@ -309,10 +310,10 @@ class Page(NamedTuple):
 
 
 async def fetch_missing(
-    db: Db, readers: Mapping[uuid.UUID, ThreadReader], stored: Sequence[StoredCheckpoint], want: str = "all"
+    db: Db, readers: Mapping[int, ThreadReader], stored: Sequence[StoredCheckpoint], want: str = "all"
 ) -> None:
     """Bring what some checkpoints need into memory."""
-    by_thread: dict[uuid.UUID, list[StoredCheckpoint]] = {}
+    by_thread: dict[int, list[StoredCheckpoint]] = {}
     for s in stored:
-        by_thread.setdefault(s.thread, []).append(s)
+        by_thread.setdefault(s.thread.int, []).append(s)
     await fetch_pieces(db, [(readers[t], readers[t].needed(of, want)) for t, of in by_thread.items()])

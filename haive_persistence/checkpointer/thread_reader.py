@@ -217,7 +217,14 @@ class ThreadReader:
 
     def add_missing(self, manifest: mf.Manifest, base: int, missing: set[int]) -> None:
         """Add the pieces of a manifest that are not known yet; `check_named` is to follow."""
-        if type(manifest) is list and manifest:
+        if type(manifest) is not list or not manifest:
+            return
+        if manifest[0] == mf.LEAF:
+            no = base + manifest[1]
+            self._named.append((no, 1))
+            if no not in self.pieces:
+                missing.add(no)
+        else:
             self.add_ranges(self.ranges_of(manifest, base), missing)
 
     def ranges_of(self, manifest: mf.Manifest, base: int) -> list[tuple[int, int]]:
@@ -335,30 +342,30 @@ class ThreadReader:
         if self._repeated:
             self._check_repeated()
         names = self.names(s.body)
-        known = records.known_checkpoint(s.body, names)
-        if s.body.bound is not None:
-            bound = bindings_of(s.body).writes.values()
-            known = known._replace(parent=s.parent, bound_writes=frozenset(chain.from_iterable(bound)))
-        self.log.record_checkpoint(s.ns_key, s.id, known)
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.body.ns}
         checkpoint = records.decode_checkpoint(s.body, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
             {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
             checkpoint,  # type: ignore[arg-type]
-            self.metadata(s.body),  # type: ignore[arg-type]
+            records.decode_metadata(s.body, names, self.decoder),  # type: ignore[arg-type]
             parent or None,  # type: ignore[arg-type]
-            self.pending_writes(s.writes),
+            self.decode_writes(self.ordered(s.writes)) if s.writes else [],
         )
+
+    @raises_decode_error
+    def record(self, s: StoredCheckpoint) -> None:
+        """Make a checkpoint known to writers: what is put next may inherit from it."""
+        known = records.known_checkpoint(s.body, self.names(s.body))
+        if s.body.bound is not None:
+            bound = bindings_of(s.body).writes.values()
+            known = known._replace(parent=s.parent, bound_writes=frozenset(chain.from_iterable(bound)))
+        self.log.record_checkpoint(s.ns_key, s.id, known)
 
     @raises_decode_error
     def written(self, writes: Iterable[records.Write]) -> set[str]:
         """The channels that some writes are to."""
         return {name for w in writes for name in self.write_names(w).channels}
-
-    @raises_decode_error
-    def pending_writes(self, writes: list[records.Write]) -> list[PendingWrite]:
-        return self.decode_writes(self.ordered(writes))
 
     @raises_decode_error
     def decode_writes(self, writes: Sequence[ChannelWrite]) -> list[PendingWrite]:
@@ -402,27 +409,30 @@ def _wanted(body: records.Body, want: str) -> list[mf.Manifest]:
 def open_rows(
     rows: Sequence[tuple[Any, ...]],
     reader_of: Callable[[uuid.UUID, int], ThreadReader],
-) -> tuple[list[StoredCheckpoint], dict[uuid.UUID, ThreadReader]]:
-    """Rows of a listing query as checkpoints in order, with a reader for each thread."""
-    readers: dict[uuid.UUID, ThreadReader] = {}
-    thread_ids: dict[uuid.UUID, str] = {}
-    writes: defaultdict[tuple[uuid.UUID, int, bytes], list[records.Write]] = defaultdict(list)
+    thread_id: Any = None,
+) -> tuple[list[StoredCheckpoint], dict[int, ThreadReader]]:
+    """Rows of a listing query as checkpoints in order, with a reader for each thread.
+
+    Readers are by `UUID.int`, which takes a tenth of the time to look up. `thread_id`: as the caller wrote
+    it, where one thread is listed.
+    """
+    readers: dict[int, ThreadReader] = {}
+    thread_ids: dict[int, Any] = {}
+    writes: defaultdict[tuple[int, int, bytes], list[records.Write]] = defaultdict(list)
     stored: list[StoredCheckpoint] = []
     for kind, thread, ns_key, id_, number, other, text, payload in rows:
+        key = thread.int
         if kind == "t":
-            readers[thread] = reader_of(thread, number)
-            thread_ids[thread] = text
+            readers[key] = reader_of(thread, number)
+            thread_ids[key] = text if thread_id is None else thread_id
         elif kind == "s":
-            readers[thread].open_sequence(number, payload)
+            readers[key].open_sequence(number, payload)
         elif kind == "w":
-            writes[thread, ns_key, id_].append(readers[thread].open_write(ns_key, id_, number, payload))
-        elif thread in readers:
-            body = readers[thread].open_body(ns_key, id_, other, payload)
-            stored.append(
-                StoredCheckpoint(
-                    thread, thread_ids[thread], ns_key, id_, other, body, writes[thread, ns_key, id_]
-                )
-            )
+            writes[key, ns_key, id_].append(readers[key].open_write(ns_key, id_, number, payload))
+        elif key in readers:
+            body = readers[key].open_body(ns_key, id_, other, payload)
+            own = writes[key, ns_key, id_]
+            stored.append(StoredCheckpoint(thread, thread_ids[key], ns_key, id_, other, body, own))
     return stored, readers
 
 

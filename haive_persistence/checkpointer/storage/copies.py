@@ -99,36 +99,37 @@ class Column:
     others are copied: what is not counted yet is not looked at.
     """
 
-    __slots__ = ("_groups", "_shared", "length")
+    __slots__ = ("_groups", "_shared", "_values")
 
     def __init__(self) -> None:
-        self.length = 0
         self._groups: dict[Any, Group] = {}
-        self._shared: list[tuple[int, Any]] = []  # places of immutable values, and these
+        self._values: list[Any] = []  # the immutable ones; None where a group has the value
+        self._shared = False  # whether there are immutable ones
+
+    @property
+    def length(self) -> int:
+        return len(self._values)
 
     def add(self, value: Any) -> None:
         if is_immutable(value):
-            self._shared.append((self.length, value))
-        else:
-            kind = _kind_of(type(value))
-            assert kind is not None  # see `check_copyable`
-            shape = (type(value), kind.common(value), _empty_parts(kind.state(value)))
-            group = self._groups.get(shape)
-            if group is None:
-                group = self._groups[shape] = Group(kind, *shape[1:])
-            group.add(self.length, value)
-        self.length += 1
+            self._shared = True
+            self._values.append(value)
+            return
+        kind = _kind_of(type(value))
+        assert kind is not None  # see `check_copyable`
+        shape = (type(value), kind.common(value), _empty_parts(kind.state(value)))
+        group = self._groups.get(shape)
+        if group is None:
+            group = self._groups[shape] = Group(kind, *shape[1:])
+        group.add(self.length, value)
+        self._values.append(None)
 
     def copies(self, length: int) -> list[Any]:
         """Copies of the first `length` values."""
         groups = list(self._groups.values())
         if len(groups) == 1 and not self._shared:
             return groups[0].copies(length) if length else []
-        out: list[Any] = [None] * length
-        for place, value in self._shared:
-            if place >= length:
-                break
-            out[place] = value
+        out = self._values[:length]
         for group in groups:
             count = bisect_left(group.places, length)
             if count:
@@ -140,7 +141,7 @@ class Column:
 class CachedPiece:
     """A decoded piece: its elements (of a dict, with their keys), handed out as copies only."""
 
-    __slots__ = ("classes", "given", "keys", "size", "stored", "values")
+    __slots__ = ("_column", "classes", "given", "keys", "size", "stored", "values")
 
     def __init__(
         self,
@@ -156,6 +157,7 @@ class CachedPiece:
         self.size = len(stored)
         self.stored = stored if classes else b""  # to decode it again once they are other classes
         self.classes = classes
+        self._column: Column | None = None
 
     @classmethod
     def of(
@@ -168,6 +170,15 @@ class CachedPiece:
         except Uncopyable:
             return None
         return cls(keys, values, stored, frozenset(classes), given)
+
+    def copy(self) -> Any:
+        """A copy of the first value."""
+        column = self._column
+        if column is None:
+            column = Column()
+            column.add(self.values[0])
+            self._column = column
+        return column.copies(1)[0]
 
 
 class Run:

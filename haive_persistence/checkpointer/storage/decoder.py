@@ -20,6 +20,7 @@ from haive_persistence.errors import DecodeError
 
 LONG_RANGE = 16  # pieces
 MAX_RUNS = 256  # per thread
+FEW = 4  # manifests that are decoded one by one
 _CONTAINERS = frozenset({list, dict})
 _TEXT = frozenset({str})
 
@@ -97,6 +98,8 @@ class Decoder:
 
     def decode_all(self, manifests: Sequence[tuple[mf.Manifest, int]]) -> list[Any]:
         """Decode many manifests, each with its base. Short lists of cached pieces are copied together."""
+        if len(manifests) < FEW:
+            return [self.decode(m, base) for m, base in manifests]
         short = {at: no for at, (m, base) in enumerate(manifests) if (no := _range_of(m, base)) is not None}
         numbers = [no for start, count in short.values() for no in range(start, start + count)]
         pieces = [self.pieces[no] for no in numbers]
@@ -114,6 +117,9 @@ class Decoder:
         return (node, arg) if send is None else send(node, arg)
 
     def _leaf(self, no: int) -> Any:
+        piece = self.pieces[no]
+        if type(piece) is CachedPiece and self._are_current(piece.classes):
+            return piece.copy()
         return self._parts([no], _NO_IDS, "value")[1][0]
 
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
