@@ -208,7 +208,7 @@ class DataKeys:
         threads becomes stale, so that each asks again whether the tenant accepts plaintext.
         """
         params = {"tenant": db.tenant}
-        names = ("lock_tenant", "make_epochs_stale", "plaintext_moment")
+        names = ("lock_data_keys", "make_epochs_stale", "plaintext_moment")
         async with db.transaction() as tx:
             *_, [(moment, cluster, threads, items)] = await tx.batch(
                 [Statement(self._queries[name], params) for name in names]

@@ -38,8 +38,6 @@ CALL haive.isolate_tenants('store_item');
 CREATE FUNCTION haive.check_data_key(tenant text, number integer, key bytea) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 AS $$
-DECLARE
-    locked text;
 BEGIN
     IF number IS NOT NULL THEN
         IF NOT EXISTS (SELECT FROM haive.data_key
@@ -48,7 +46,7 @@ BEGIN
         END IF;
         RETURN true;
     END IF;
-    locked := pg_advisory_xact_lock_shared(hashtextextended(tenant, 7203));
+    LOCK TABLE haive.data_key IN ROW SHARE MODE;
     IF EXISTS (SELECT FROM haive.data_key WHERE tenant_id = tenant) THEN
         RAISE EXCEPTION 'the tenant is sealed' USING ERRCODE = 'HK001';
     END IF;

@@ -20,9 +20,9 @@ SELECT key_no, wrapped, plaintext_threads, plaintext_items FROM haive.data_key W
 -- Whether the tenant has no data key, and will have none until this transaction ends.
 SELECT haive.accepts_plaintext(%(tenant)s);
 
--- name: lock_tenant
--- Wait for the statements that write plaintext for this tenant, and hold new ones back until commit.
-SELECT pg_advisory_xact_lock(hashtextextended(%(tenant)s, 7203));
+-- name: lock_data_keys
+-- Wait for the statements that make rows in plaintext, of any tenant, and hold new ones back until commit.
+LOCK TABLE haive.data_key IN EXCLUSIVE MODE;
 
 -- name: make_epochs_stale
 -- What processes remember of the tenant's threads: they ask again whether it accepts plaintext.

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from haive_persistence import Checkpointer, EncryptionConfig
+from haive_persistence import Checkpointer, EncryptionConfig, PostgresStore
 from haive_persistence.db import Database
 from haive_persistence.errors import PlaintextRefusedError, WrongKeyError
 from tests.builders import until
@@ -111,7 +111,7 @@ def test_a_new_thread_that_waits_for_the_first_key_is_refused(
     keyless = Checkpointer(database)
     before = rows()
     with psycopg.connect(dsn) as maker, ThreadPoolExecutor() as pool:
-        maker.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 7203))", (database.tenant,))
+        maker.execute("LOCK TABLE haive.data_key IN EXCLUSIVE MODE")
         put = pool.submit(store, keyless, {"a": 1})
         wait_for_lock(admin, "INSERT INTO")
         insert_key(maker, database.tenant)
@@ -146,7 +146,7 @@ def test_the_first_key_waits_for_plaintext_under_way(
     with psycopg.connect(dsn) as writer, ThreadPoolExecutor() as pool:
         assert writer.execute("SELECT haive.accepts_plaintext(%s)", (database.tenant,)).fetchone() == (True,)
         put = pool.submit(store, sealing, {"a": 1})
-        wait_for_lock(admin, "pg_advisory_xact_lock")
+        wait_for_lock(admin, "LOCK TABLE")
         writer.execute(
             "INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)"
             " VALUES (gen_random_uuid(), 1, %s, 'late')",
@@ -158,6 +158,31 @@ def test_the_first_key_waits_for_plaintext_under_way(
         "SELECT plaintext_threads FROM haive.data_key WHERE tenant_id = %s", (database.tenant,)
     )
     assert found.fetchone() == (True,)
+
+
+def test_a_login_without_rights_delays_nobody(
+    database: Database, admin: psycopg.Connection[Any], dsn: str, connected: Callable[..., Database]
+) -> None:
+    """It may hold any advisory lock, but none of a table that it was not granted."""
+    login, tenant = f"stranger_{secrets.token_hex(4)}", database.tenant
+    admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'x'")
+    try:
+        with psycopg.connect(dsn, user=login, password="x") as stranger, psycopg.connect(dsn) as writer:
+            for table in ("data_key", "thread"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege), stranger.transaction():
+                    stranger.execute(f"LOCK TABLE haive.{table} IN ACCESS SHARE MODE")
+            stranger.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 7203))", (tenant,))
+            impatient = connected(tenant=tenant, lock_timeout="2s")
+            store(Checkpointer(impatient), {"a": 1})
+            PostgresStore(impatient).put(("n",), "k", {"a": 1})
+            store(Checkpointer(impatient.with_encryption(ENCRYPTION)), {"a": 1}, thread("sealed"))
+            writer.execute("SELECT haive.accepts_plaintext('x'), haive.check_data_key('x', NULL, NULL)")
+            held = writer.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            )
+            assert held.fetchone() == (0,)
+    finally:
+        admin.execute(f"DROP ROLE {login}")
 
 
 def test_writers_and_the_first_key_at_once(
