@@ -138,16 +138,18 @@ class Reads:
         check_mapping("filter", filter)
         name, params, thread_id = self._list_query(config, before)
         queries = self._context.queries
-        query = whole = queries.render(name, signature_check="")
+        whole = _Listing(queries.render(name, signature_check=""), thread_id, None)
+        listing = whole._replace(filter=filter)
         signature = await self._signature(db, filter) if filter else None
         if signature is not None:
             query = queries.render(name, signature_check=queries.part("has_signature"))
+            listing = listing._replace(query=query)
             params |= signature
         left = check_limit(limit)
         most = PAGE
         while left is None or left > 0:
             wanted = most if left is None or (filter and signature is None) else min(most, left)
-            page, size = await self._fitting_page(db, query, {**params, "limit": wanted}, filter, thread_id)
+            page, size = await self._fitting_page(db, listing, {**params, "limit": wanted})
             most = size if size < wanted else most
             for found in page.tuples:
                 yield found
@@ -167,7 +169,7 @@ class Reads:
             # Under another key, signatures are others: reading any checkpoint raises the error for it.
             params |= {"after_id": None, "limit": 1}
             params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
-            await self._checked_page(db, whole, params, None, None)
+            await self._checked_page(db, whole._replace(thread_id=None), params)
 
     async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
         await self._context.settle_plaintext(db)
@@ -191,19 +193,12 @@ class Reads:
             return "list_one", params | {"id": address.checkpoint_id}, address.given_thread_id
         return "list_thread" if any_ns else "list_namespace", params, address.given_thread_id
 
-    async def _fitting_page(
-        self,
-        db: Db,
-        query: Query,
-        params: dict[str, Any],
-        filter: Mapping[str, Any] | None,
-        thread_id: Any,
-    ) -> tuple[Page, int]:
+    async def _fitting_page(self, db: Db, listing: _Listing, params: Mapping[str, Any]) -> tuple[Page, int]:
         """A page and its limit, which is lower where so many checkpoints are too large for one read."""
         size: int = params["limit"]
         while True:
             try:
-                page = await self._checked_page(db, query, {**params, "limit": size}, filter, thread_id)
+                page = await self._checked_page(db, listing, {**params, "limit": size})
             except DecodeError:
                 if size == 1:
                     raise
@@ -211,27 +206,20 @@ class Reads:
             else:
                 return page, size
 
-    async def _checked_page(
-        self,
-        db: Db,
-        query: Query,
-        params: dict[str, Any],
-        filter: Mapping[str, Any] | None,
-        thread_id: Any,
-    ) -> Page:
+    async def _checked_page(self, db: Db, listing: _Listing, params: Mapping[str, Any]) -> Page:
         """A page; where all threads are listed, with those checkpoints marked that cannot be read."""
         try:
-            return await self._context.with_all_keys(
-                db, partial(self._page, db, query, params, filter, thread_id)
-            )
+            return await self._context.with_all_keys(db, partial(self._page, db, listing, params))
         except CodecError:
-            if thread_id is not None:
+            if listing.thread_id is not None:
                 raise
-        rows = await db.fetch_all(query, params, idempotent=True)
+        rows = await db.fetch_all(listing.query, params, idempotent=True)
         thread_ids = {thread: text for kind, thread, *_, text, _ in rows if kind == "t"}
         keys = [(thread, ns_key, id_) for kind, thread, ns_key, id_, *_ in rows if kind == "c"]
         tuples = [
-            await self._read_or_mark(db, Address.of_row(thread, thread_ids[thread], ns_key, id_), filter)
+            await self._read_or_mark(
+                db, Address.of_row(thread, thread_ids[thread], ns_key, id_), listing.filter
+            )
             for thread, ns_key, id_ in keys
             if thread in thread_ids
         ]
@@ -258,14 +246,8 @@ class Reads:
                 f"the id {thread_id!r} is not that of the thread it stands at: a row was changed"
             )
 
-    async def _page(
-        self,
-        db: Db,
-        query: Query,
-        params: dict[str, Any],
-        filter: Mapping[str, Any] | None,
-        thread_id: Any,
-    ) -> Page:
+    async def _page(self, db: Db, listing: _Listing, params: Mapping[str, Any]) -> Page:
+        query, thread_id, filter = listing
         codec = await self._context.codec(db)
         again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
@@ -291,6 +273,14 @@ class Reads:
             except StaleRead as stale:
                 again.forget(stale)
         raise again.final_error("a thread of those listed")
+
+
+class _Listing(NamedTuple):
+    """The checkpoints that are listed."""
+
+    query: Query
+    thread_id: Any  # as the caller wrote it; None for the threads of a whole tenant
+    filter: Mapping[str, Any] | None
 
 
 class Position(NamedTuple):
