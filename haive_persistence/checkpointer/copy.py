@@ -82,14 +82,14 @@ def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Seq
 def _reseal_checkpoint(
     codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
-    ns_key, run, signature_1, signature_2, id_, parent, listing_key, sequence_nos, body = row
+    ns_key, run, listing_key, signature_1, signature_2, id_, parent, sequence_nos, body = row
     data = codec.open("checkpoint", (source, ns_key, id_), body)
     return {
         "ns_key": ns_key,
         "run_key": run,
+        "listing_key": listing_key,
         "signature_1": signature_1,
         "signature_2": signature_2,
-        "listing_key": listing_key,
         "id": id_,
         "parent": parent,
         "sequence_nos": sequence_nos,

@@ -130,12 +130,12 @@ ROOT_NS_KEY = ns_key("")
 
 @lru_cache(4096)
 def _tenant_digest(tenant: str) -> bytes:
-    return _digest(4, "tenant", tenant)
+    return _digest(3, "tenant", tenant)
 
 
-def listing_key(tenant: str, checkpoint_id: bytes) -> bytes:
-    """The key by which a tenant's checkpoints are listed: few bytes, in the order of their ids."""
-    return _tenant_digest(tenant) + checkpoint_id[:5]
+def listing_key(tenant: str, checkpoint_id: bytes) -> int:
+    """The 64-bit key by which a tenant's checkpoints are listed, in the order of their ids."""
+    return int.from_bytes(_tenant_digest(tenant) + checkpoint_id[:5].ljust(5, b"\x00"), "big", signed=True)
 
 
 ABOVE_ALL_IDS = b"\xff" * 5

@@ -26,32 +26,46 @@ def stored_metadata(config: Mapping[str, Any], metadata: CheckpointMetadata) -> 
     return kept
 
 
-def signature(metadata: Mapping[str, Any], index_key: bytes | None) -> dict[str, int]:
-    """The bits by which SQL finds a checkpoint: some for each scalar of its metadata.
+def signature(metadata: Mapping[str, Any], index_key: bytes | None) -> dict[str, int | None]:
+    """The bits by which SQL finds a checkpoint: some for each scalar of its metadata that is not usual.
 
     A filter that matches the metadata has a signature whose bits are all in it (`filter_signature`); the
     reverse is left to `contains`. With a key, whoever reads the table learns which pairs of key and value
     are equal, and nothing else.
     """
-    bits = 0
+    bits = pairs = 0
     for key, value in metadata.items():
         kind = type(value)
         if type(key) is not str:
             return _ALL_BITS  # an enum, say, comes back as the text it is stored as
         if kind in _SCALARS:
-            bits |= _pair_bits(index_key, key, kind, value)
+            if not _is_usual(key, kind, value):
+                bits |= _pair_bits(index_key, key, kind, value)
+                pairs += 1
         elif kind not in _CONTAINERS:
             return _ALL_BITS  # it may be equal to whatever it likes
-    return _halves(bits)
+    high, low = divmod(bits, 1 << 63)
+    if pairs <= FEW_PAIRS:
+        return {"signature_1": high | low or None, "signature_2": None}
+    return {"signature_1": high, "signature_2": low}
 
 
 def filter_signature(wanted: Mapping[str, Any], index_key: bytes | None) -> dict[str, int] | None:
     """The bits of the scalars of a filter; None if it has none, so that the metadata alone decides."""
     bits = 0
     for key, value in wanted.items():
-        if type(key) is str and type(value) in _SCALARS:
-            bits |= _pair_bits(index_key, key, type(value), value)
-    return _halves(bits) if bits else None
+        kind = type(value)
+        if type(key) is str and kind in _SCALARS and not _is_usual(key, kind, value):
+            bits |= _pair_bits(index_key, key, kind, value)
+    high, low = divmod(bits, 1 << 63)
+    return {"signature": high | low, "signature_1": high, "signature_2": low} if bits else None
+
+
+def _is_usual(key: str, kind: type, value: Any) -> bool:
+    """True for what nearly every checkpoint has: it takes no bits, and the metadata decides about it."""
+    return (key == "step" and kind in _NUMBERS) or (
+        key == "source" and kind is str and value in _USUAL_SOURCES
+    )
 
 
 def _pair_bits(index_key: bytes | None, key: str, kind: type, value: Any) -> int:
@@ -75,16 +89,15 @@ def _hash_pair(index_key: bytes | None, key: str, kind: type, value: Any) -> int
 _remembered = lru_cache(maxsize=4096)(_hash_pair)
 
 
-def _halves(bits: int) -> dict[str, int]:
-    high, low = divmod(bits, 1 << 63)
-    return {"signature_1": high, "signature_2": low}
-
-
 # Ten pairs set 38 % of the bits: then 3 of 1,000 checkpoints have the bits of a pair that they do not have.
+# So do five pairs in half of the bits, and most metadata has fewer: both halves then go into one column.
 SIGNATURE_BITS = 126  # two columns of 63: a sign bit would spoil their order
 BITS_PER_PAIR = 6
+FEW_PAIRS = 5
 _LONG = 256  # characters; longer texts are hashed each time
-_ALL_BITS = {"signature_1": (1 << 63) - 1, "signature_2": (1 << 63) - 1}
+_ALL_BITS: dict[str, int | None] = {"signature_1": (1 << 63) - 1, "signature_2": (1 << 63) - 1}
+_USUAL_SOURCES = frozenset({"input", "loop"})
+_NUMBERS = frozenset({int, float})
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({list, dict, tuple, set, frozenset, bytes})
 

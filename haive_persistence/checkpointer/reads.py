@@ -34,11 +34,12 @@ from haive_persistence.checkpointer.thread_reader import (
     no_garbage_collection,
     open_rows,
 )
-from haive_persistence.db.protocol import Db, Query
+from haive_persistence.db.protocol import Db, Query, Row, Statement
 from haive_persistence.errors import CodecError, DecodeError, TamperedError, WrongKeyError
 from haive_persistence.keys import Sealing
 
 PAGE = 64
+LARGEST_PAGE = 1024  # of checkpoints that only their metadata decides about
 GC_MIN_PIECES = 500  # decoded at once, from which on they are declared old to the garbage collector
 
 
@@ -146,11 +147,12 @@ class Reads:
             listing = listing._replace(query=query)
             params |= signature
         left = check_limit(limit)
-        most = PAGE
+        most, largest = PAGE, LARGEST_PAGE if filter and signature is None else PAGE
         while left is None or left > 0:
             wanted = most if left is None or (filter and signature is None) else min(most, left)
             page, size = await self._fitting_page(db, listing, {**params, "limit": wanted})
-            most = size if size < wanted else most
+            largest = size if size < wanted else largest
+            most = min(2 * most, largest)
             for found in page.tuples:
                 yield found
                 if left is not None:
@@ -182,8 +184,8 @@ class Reads:
         params: dict[str, Any] = {"before": None, "after_id": None, "after_ns": None, "after_thread": None}
         params["first_key"] = listing_key(self._context.tenant, b"")
         params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
-        if before is not None:
-            params["before"] = checkpoint_id_of(configurable_of(before, "before"))
+        if before is not None and (id_ := checkpoint_id_of(configurable_of(before, "before"))) is not None:
+            params |= {"before": id_, "last_key": listing_key(self._context.tenant, id_)}
         if config is None:
             return "list_all", params, None
         address = Address(config, self._context.tenant)
@@ -213,7 +215,7 @@ class Reads:
         except CodecError:
             if listing.thread_id is not None:
                 raise
-        rows = await db.fetch_all(listing.query, params, idempotent=True)
+        rows = await self._rows(db, listing, params)
         thread_ids = {thread: text for kind, thread, *_, text, _ in rows if kind == "t"}
         keys = [(thread, ns_key, id_) for kind, thread, ns_key, id_, *_ in rows if kind == "c"]
         tuples = [
@@ -224,6 +226,14 @@ class Reads:
             if thread in thread_ids
         ]
         return Page([t for t in tuples if t is not None], Position(*keys[-1]) if keys else None, len(keys))
+
+    async def _rows(self, db: Db, listing: _Listing, params: Mapping[str, Any]) -> Sequence[Row]:
+        """The rows of a page; of all threads, read in the order of the index."""
+        statement = Statement(listing.query, params)
+        if listing.thread_id is not None:
+            return await db.fetch_all(*statement, idempotent=True)
+        prefer_order = Statement(self._context.queries["prefer_order"])
+        return (await db.batch([prefer_order, statement], idempotent=True))[1]
 
     async def _read_or_mark(
         self, db: Db, address: Address, filter: Mapping[str, Any] | None
@@ -247,11 +257,11 @@ class Reads:
             )
 
     async def _page(self, db: Db, listing: _Listing, params: Mapping[str, Any]) -> Page:
-        query, thread_id, filter = listing
+        _, thread_id, filter = listing
         codec = await self._context.codec(db)
         again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
-            rows = await db.fetch_all(query, params, idempotent=True)
+            rows = await self._rows(db, listing, params)
             found, readers = open_rows(
                 rows, lambda thread, epoch: self._context.reader(codec, thread, epoch), thread_id
             )

@@ -1,7 +1,7 @@
 """The writing statements: every text that the templates in checkpointer.sql can become.
 
 A statement differs in the number of its pieces (few are parameters of their own, in statements of few sizes),
-in whether it is sealed, and in whether it waits for the thread's row. `variants` lists all of the texts.
+in whether it is sealed, and in whether it is sent alone. `variants` lists all of the texts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ _CREATE = {"put": "create_and_put", "write": "create_and_write"}
 _ADD = {"put": "put", "write": "write"}
 _ADD_SHARED = {"put": "put_shared", "write": "write_shared"}
 _ADD_BARE = {"put": "put_bare", "write": "write_bare"}
+# What becomes of a row that is stored already; a write in an unconfirmed number block is another one.
+_IF_STORED = {
+    "put": "replace_checkpoint",
+    "put_shared": "replace_checkpoint",
+    "put_bare": "replace_checkpoint",
+    "write_shared": "replace_write",
+    "write_bare": "replace_write",
+}
 
 
 class WriteStatement(NamedTuple):
     """A statement that may share its round trip with those of other threads."""
 
     query: Query
-    #: The same for a round trip of its own: it waits for whoever holds the thread's row.
+    #: The same for a round trip of its own: it waits for the thread's row, and replaces its own.
     fallback: Query
 
 
@@ -83,8 +91,12 @@ class WriteStatements:
         if name in _CREATE.values():
             query = queries.render(name, **slots)
             return WriteStatement(query, query)
-        grouped = queries.render(name, **slots, nowait="NOWAIT")
-        return WriteStatement(grouped, fallback=queries.render(name, **slots, nowait=""))
+        grouped, alone = {"nowait": "NOWAIT"}, {"nowait": ""}
+        if name in _IF_STORED:
+            grouped["if_stored"], alone["if_stored"] = "", queries.part(_IF_STORED[name])
+        return WriteStatement(
+            queries.render(name, **slots, **grouped), fallback=queries.render(name, **slots, **alone)
+        )
 
 
 def _bind_pieces(pieces: Sequence[tuple[int, bytes]]) -> tuple[int, dict[str, Any]]:

@@ -63,14 +63,15 @@ CREATE TABLE haive.checkpoint (
     ns_key        bigint NOT NULL,
     -- BLAKE2b-64 of metadata's run_id (keyed where the tenant seals), for delete_for_runs.
     run_key       bigint,
-    -- 126 bits, some of which each scalar of the metadata sets, by a hash (keyed where the tenant seals): see metadata.py.
-    signature_1   bigint NOT NULL,
-    signature_2   bigint NOT NULL,
+    -- 3 bytes of the tenant's BLAKE2b, then 5 of checkpoint_id (of a UUID of version 6, a tenth of a second).
+    listing_key   bigint NOT NULL,
+    -- Bits that the scalars of the metadata set, by a hash (keyed where the tenant seals): see metadata.py. NULL without
+    -- any but source and step; the second one is set only where there are many.
+    signature_1   bigint,
+    signature_2   bigint,
     -- 16 bytes for a UUID, 0xff and the text for other ids: sorts as the ids do.
     checkpoint_id bytea NOT NULL,
     parent_id     bytea,
-    -- 4 bytes of the tenant's BLAKE2b, then 5 of checkpoint_id (of a UUID of version 6, a tenth of a second).
-    listing_key   bytea NOT NULL,
     tenant_id     text COLLATE "C" NOT NULL,
     -- The sequence pieces the body names, so that one statement fetches them with it.
     sequence_nos  bigint[],
@@ -78,7 +79,7 @@ CREATE TABLE haive.checkpoint (
     body          bytea NOT NULL,
     PRIMARY KEY (thread_key, ns_key, checkpoint_id)
 );
--- A tenant's newest. Equal keys share an entry: 20 bytes per checkpoint, where whole ids would take 50.
+-- A tenant's newest. Equal keys share an entry: 6 to 20 bytes per checkpoint, where whole ids would take 50.
 CREATE INDEX checkpoint_listing_idx ON haive.checkpoint (listing_key);
 CREATE INDEX checkpoint_run_idx ON haive.checkpoint (run_key) WHERE run_key IS NOT NULL;
 

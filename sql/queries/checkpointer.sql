@@ -47,14 +47,19 @@ SELECT %(thread)s, p.piece_no, %(tenant)s, p.payload
 FROM held, /* pieces */ AS p (piece_no, payload) WHERE p.piece_no <> 0
 
 -- part: checkpoint
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(listing_key)s, %(tenant)s, %(sequence_nos)s, %(body)s
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s
+
+-- ON CONFLICT costs 48 bytes of WAL per row, so the grouped statements insert checkpoints and writes without it. A row that is
+-- there is sent again alone: its answer was lost, or the checkpoint is put again. Then these parts fill `if_stored`.
 
 -- part: replace_checkpoint
--- A checkpoint that is put again.
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
 SET run_key = excluded.run_key, parent_id = excluded.parent_id, sequence_nos = excluded.sequence_nos,
     signature_1 = excluded.signature_1, signature_2 = excluded.signature_2, body = excluded.body
+
+-- part: replace_write
+ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload
 
 -- part: pending_write
 INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, tenant_id, sequence_nos, payload)
@@ -66,18 +71,21 @@ WITH held AS (/* insert_thread */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: put
+-- slot: if_stored
 -- A checkpoint and its pieces, in a number block not confirmed yet: a piece that is there already is an error.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */)
-/* checkpoint */ FROM held /* replace_checkpoint */ RETURNING 1;
+/* checkpoint */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: put_shared
+-- slot: if_stored
 -- The same in a confirmed number block: another statement of this process may have sent a piece already.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
-/* checkpoint */ FROM held /* replace_checkpoint */ RETURNING 1;
+/* checkpoint */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: put_bare
+-- slot: if_stored
 -- The same without pieces.
-/* checkpoint */ FROM /* lock_thread_shared */ /* replace_checkpoint */ RETURNING 1;
+/* checkpoint */ FROM /* lock_thread_shared */ /* if_stored */ RETURNING 1;
 
 -- name: create_and_write
 -- Pending writes that arrive before their thread's first checkpoint.
@@ -90,15 +98,15 @@ WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/
 /* pending_write */ FROM held RETURNING 1;
 
 -- name: write_shared
--- The same in a confirmed number block. A row that is there is this one: its answer was lost, and it was sent again.
+-- slot: if_stored
+-- The same in a confirmed number block.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
-/* pending_write */ FROM held
-ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+/* pending_write */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: write_bare
+-- slot: if_stored
 -- The same without pieces.
-/* pending_write */ FROM /* lock_thread_shared */
-ON CONFLICT (thread_key, checkpoint_id, write_no) DO UPDATE SET payload = excluded.payload RETURNING 1;
+/* pending_write */ FROM /* lock_thread_shared */ /* if_stored */ RETURNING 1;
 
 -- name: epoch
 -- The thread's epoch, no row if it is not stored.
@@ -214,9 +222,10 @@ SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM hai
 
 -- part: has_signature
 -- Fills `signature_check` if there is a filter: what has not all these bits does not match. The metadata decides.
--- It cannot be greater: the planner takes = for rarer than it is, and would read all of the tenant's checkpoints.
-AND signature_1 & %(signature_1)s::bigint >= %(signature_1)s::bigint
-AND signature_2 & %(signature_2)s::bigint >= %(signature_2)s::bigint
+-- Few pairs have both halves of their bits in the first column.
+AND CASE WHEN signature_2 IS NULL THEN signature_1 & %(signature)s::bigint >= %(signature)s::bigint
+    ELSE signature_1 & %(signature_1)s::bigint >= %(signature_1)s::bigint
+        AND signature_2 & %(signature_2)s::bigint >= %(signature_2)s::bigint END
 
 -- part: wanted
 -- slot: signature_check
@@ -271,9 +280,15 @@ WITH page AS MATERIALIZED (
     ORDER BY ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
 
+-- name: prefer_order
+-- Before `list_all`, in its transaction: without it the planner sorts all of a tenant's checkpoints where it takes them for
+-- few, which it does before the first ANALYZE and where there are many tenants.
+SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('enable_seqscan', 'off', true);
+
 -- name: list_all
 -- A page of all the tenant's checkpoints, newest first: the order of its index. Of those with the same listing key the
--- id decides, so all of them are read: sorting by both at once would make the planner sort all of the tenant's.
+-- id decides, so all of them are read.
 WITH page AS MATERIALIZED (
     SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM (
         SELECT * FROM haive.checkpoint
@@ -385,8 +400,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
-SELECT %(target)s, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+SELECT %(target)s, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 /* replace_checkpoint */;
 
@@ -399,7 +414,7 @@ ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
-SELECT ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, sequence_nos, body
+SELECT ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: insert_pieces
@@ -409,8 +424,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, signature_1, signature_2, checkpoint_id, parent_id, listing_key, tenant_id, sequence_nos, body)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(listing_key)s, %(tenant)s, %(sequence_nos)s, %(body)s)
+INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s)
 /* replace_checkpoint */;
 
 -- name: insert_writes

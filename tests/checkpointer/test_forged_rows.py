@@ -91,7 +91,7 @@ FORGERIES: dict[str, Callable[[records.Body], records.Body]] = {
     "odd metadata": lambda body: body._replace(metadata=[["x"], 3]),
     "an odd time": lambda body: body._replace(ts=1 << 62),
     "an odd namespace": lambda body: body._replace(packed_ns=[1, 2]),
-    "odd versions": lambda body: body._replace(versions=None),
+    "odd versions": lambda body: body._replace(versions=[["x"], {}, 3]),
     "an odd base": lambda body: body._replace(base=1 << 63),
 }
 

@@ -3,7 +3,8 @@
 Both are msgpack arrays and begin with the number of their format; a reader knows every format
 up to its own and says so when it meets a newer one.
 
-    body     the fields of `Body`, in order; `bound` is left out where it is None
+    body     the fields of `Body`, in order; the last ones are left out where they are what they usually are
+             (`_USUAL_END`), and versions that are numbers are packed as differences (`_pack_versions`)
     payload  [format, base, template, time, task_id, task_path, upsert, manifest, manifest, …]
 
 `base` is the number the manifests count from (in a write, how far below the row's own number that
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 from typing import Any, NamedTuple
 
 from langgraph.checkpoint.serde.types import ERROR
@@ -31,6 +33,7 @@ from haive_persistence.errors import DecodeError, EncodeError
 FORMAT = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_INTS = frozenset({int})
 _PULL = "~__pregel_pull, "  # how the path of a task that an edge started begins; its node's name follows
 _KNOWN = frozenset(
     {"v", "id", "ts", "channel_values", "channel_versions", "versions_seen", "updated_channels"}
@@ -106,7 +109,7 @@ class Body(NamedTuple):
     extra: list[mf.Manifest]
     parent: bytes | None  # set only in sealed threads: the checkpoint cannot be given another parent
     packed_ns: str | list[bytes]  # the namespace's name; with UUIDs in it, the parts of `pack_uuids`
-    bound: list[Any] | None = None  # see `bindings.py`; only in sealed threads
+    bound: list[Any] | None  # see `bindings.py`; only in sealed threads
 
     @property
     def template(self) -> int:
@@ -122,7 +125,35 @@ class Body(NamedTuple):
         return [*self.metadata, *self.values, *self.extra]
 
     def pack(self) -> bytes:
-        return mf.pack(self[:] if self.bound is not None else self[:-1])
+        fields: list[Any] = list(self)
+        fields[_VERSIONS] = _pack_versions(*fields[_VERSIONS])
+        for usual in _USUAL_END:
+            if fields[-1] != usual:
+                break
+            fields.pop()
+        return mf.pack(fields)
+
+
+_VERSIONS = slice(5, 7)  # versions, seen
+_USUAL_END: tuple[Any, ...] = (None, "", None, [])  # the last fields, the last one first: bound, …, extra
+
+
+def _pack_versions(versions: list[Any], seen: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """Versions with the highest in front, and as differences from it: a byte each instead of three.
+
+    Those that are not all numbers (another saver's are text) stay as they are, with None in front.
+    """
+    if not versions or not _INTS.issuperset(map(type, chain(versions, *seen))):
+        return [None, *versions], seen
+    top = max(versions)
+    return [top, *[top - v for v in versions]], [[top - v for v in node] for node in seen]
+
+
+def _unpack_versions(versions: list[Any], seen: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    top, *rest = versions
+    if top is None:
+        return rest, seen
+    return [top - v for v in rest], [[top - v for v in node] for node in seen]
 
 
 class NewCheckpoint(NamedTuple):
@@ -177,6 +208,7 @@ def encode_checkpoint(
         extra=[encoder.encode(v) for v in extra.values()],
         parent=None,
         packed_ns=_packed(new.ns),
+        bound=None,
     )
     return body, KnownCheckpoint(dict(versions), manifests, batch.base)
 
@@ -223,7 +255,10 @@ def _encode(encoder: Encoder, channel: str, value: Any) -> mf.Manifest:
 def open_body(data: bytes) -> Body:
     fields = mf.unpack(data)
     check_format(fields, "checkpoint")
-    body = Body._make(fields) if len(fields) == len(Body._fields) else Body(*fields)
+    if missing := len(Body._fields) - len(fields):
+        fields += _USUAL_END[missing - 1 :: -1]
+    fields[_VERSIONS] = _unpack_versions(*fields[_VERSIONS])
+    body = Body._make(fields)
     if type(body.base) is not int or type(body.template_offset) is not int:
         raise DecodeError("a checkpoint's row names no template: its data is damaged")
     return body

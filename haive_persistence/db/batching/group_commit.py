@@ -31,7 +31,10 @@ LEADERS = 2
 MAX_STATEMENTS = 64
 MAX_ROUND_BYTES = 1 << 20
 
-_LOCKED = "55P03"  # lock_not_available
+_RUN_ALONE = (
+    "55P03",
+    "23505",
+)  # lock_not_available, unique_violation: the fallback waits, or replaces its row
 
 
 class GroupCommit:
@@ -48,9 +51,9 @@ class GroupCommit:
     ) -> list[Row]:
         """Run one statement, maybe together with others; its rows.
 
-        `fallback` is what runs by itself if a round fails: the same, but it may wait for locks. `key` says
-        which rows it locks: rounds take them in the order of their keys, so that two never wait for each
-        other. `size`: its parameters' bytes, about.
+        `fallback` is what runs by itself if a round fails: the same, but it may wait for locks, and replace
+        a row that is stored. `key` says which rows it locks: rounds take them in the order of their keys, so
+        that two never wait for each other. `size`: its parameters' bytes, about.
         """
         entry = _Entry(Statement(query, params), key, size)
         if isinstance(db, BlockingDb):
@@ -101,8 +104,8 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
     try:
         answers = await db.batch([entry.statement for entry in part], idempotent=True)
     except (DatabaseError, InvalidInputError) as error:
-        locked = isinstance(error, DatabaseError) and error.sqlstate == _LOCKED
-        if not locked and (len(part) == 1 or affects_whole_batch(error)):
+        run_alone = isinstance(error, DatabaseError) and error.sqlstate in _RUN_ALONE
+        if not run_alone and (len(part) == 1 or affects_whole_batch(error)):
             for entry in part:
                 entry.error = error
         return
