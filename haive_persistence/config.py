@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
+from haive_persistence._text import is_utf8
 from haive_persistence.errors import ConfigError, InvalidIdentifierError
 from haive_persistence.masking import mask_secrets
 
@@ -346,17 +347,9 @@ def _check_text(name: str, value: object) -> None:
 
 def check_tenant(tenant: object) -> str:
     """`tenant`, if it can be one. Raises InvalidIdentifierError."""
-    if not isinstance(tenant, str) or not 0 < len(tenant) <= 255 or "\0" in tenant or not _encodes(tenant):
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= 255 or "\0" in tenant or not is_utf8(tenant):
         raise InvalidIdentifierError(f"tenant={tenant!r}: use a text of 1 to 255 characters without NUL")
     return tenant
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates
-        return False
-    return True
 
 
 def _is_schema(name: object) -> bool:

@@ -7,8 +7,9 @@ delta.py          what a `DeltaChannel` is rebuilt from
 metadata.py       what is stored of metadata, and how filters compare
 retention.py      delete and prune
 copy.py           copy a thread
+parts.py          the parts of a saver, shared by tenants
 damage.py         rows that cannot be read
-incumbent.py      settings and threads of langgraph-checkpoint-postgres
+incumbent.py      threads of langgraph-checkpoint-postgres
 context.py        one tenant's queries, codec and cache
 thread_reader.py  rows to `CheckpointTuple`s
 statements.py     variants of the writing statements
@@ -17,7 +18,7 @@ storage/          how values become rows: pure, no database
 """
 
 from haive_persistence.checkpointer.config import CheckpointConfig
-from haive_persistence.checkpointer.damage import DamagedCheckpoint
+from haive_persistence.checkpointer.damage import DamagedCheckpoint, UnsealedCheckpoint
 from haive_persistence.checkpointer.saver import Checkpointer
 
-__all__ = ["CheckpointConfig", "Checkpointer", "DamagedCheckpoint"]
+__all__ = ["CheckpointConfig", "Checkpointer", "DamagedCheckpoint", "UnsealedCheckpoint"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple
 
@@ -47,15 +47,18 @@ class DamagedCheckpoint(CheckpointTuple):
 
     error: CodecError
 
+    _why: ClassVar[str] = "damaged"
+    _level: ClassVar[int] = logging.ERROR
+
     @classmethod
     def of(cls, thread_id: str, checkpoint_id: str, error: CodecError) -> DamagedCheckpoint:
         config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_id": checkpoint_id}}
-        metadata: Any = {"damaged": str(error)}
+        metadata: Any = {cls._why: str(error)}
         empty: Any = None
-        damaged = cls(config, empty, metadata)
-        damaged.error = error
-        _log.error("checkpoint %s of thread %r cannot be read: %s", checkpoint_id, thread_id, error)
-        return damaged
+        unread = cls(config, empty, metadata)
+        unread.error = error
+        _log.log(cls._level, "checkpoint %s of thread %r cannot be read: %s", checkpoint_id, thread_id, error)
+        return unread
 
     def _raise(self) -> NoReturn:
         raise self.error
@@ -63,3 +66,14 @@ class DamagedCheckpoint(CheckpointTuple):
     # Fields of the tuple, which have no value here.
     checkpoint = property(_raise)  # pyright: ignore[reportIncompatibleVariableOverride, reportAssignmentType]
     pending_writes = property(_raise)  # pyright: ignore[reportIncompatibleVariableOverride, reportAssignmentType]
+
+
+class UnsealedCheckpoint(DamagedCheckpoint):
+    """A checkpoint that `list(None)` found in plaintext while a tenant with a key is not sealed whole yet.
+
+    It was written before the tenant had its key, unless somebody forged it: `seal_existing()` tells, and
+    makes it readable. Otherwise as `DamagedCheckpoint`; `metadata["unsealed"]` says the same as `error`.
+    """
+
+    _why = "unsealed"
+    _level = logging.WARNING

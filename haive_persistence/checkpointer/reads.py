@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import CheckpointTuple
 
 from haive_persistence.checkpointer.context import ATTEMPTS, Config, TenantContext
-from haive_persistence.checkpointer.damage import DamagedCheckpoint
+from haive_persistence.checkpointer.damage import DamagedCheckpoint, UnsealedCheckpoint
 from haive_persistence.checkpointer.ids import (
     ABOVE_ALL_IDS,
     Address,
@@ -36,7 +36,7 @@ from haive_persistence.checkpointer.thread_reader import (
 )
 from haive_persistence.db.protocol import Db, Query, Row, Statement
 from haive_persistence.errors import CodecError, DecodeError, TamperedError, WrongKeyError
-from haive_persistence.keys import Sealing
+from haive_persistence.keys import PlaintextRowError, Sealing
 
 PAGE = 64
 LARGEST_PAGE = 1024  # of checkpoints that only their metadata decides about
@@ -245,8 +245,11 @@ class Reads:
         except CodecError as error:
             if isinstance(error, WrongKeyError) and not codec.keys.numbers:
                 raise  # this process has no key at all: it is not the row
-            damaged = DamagedCheckpoint.of(address.thread_id, decode_id(address.checkpoint_id or b""), error)
-            return None if filter else damaged
+            may_be_old = codec.keys.plaintext_threads or not codec.keys.numbers
+            is_unsealed = may_be_old and isinstance(error, PlaintextRowError)
+            kind = UnsealedCheckpoint if is_unsealed else DamagedCheckpoint
+            unread = kind.of(address.thread_id, decode_id(address.checkpoint_id or b""), error)
+            return None if filter else unread
         matches = found is not None and (not filter or contains(found.metadata, filter))
         return found if matches else None
 

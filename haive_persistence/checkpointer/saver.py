@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -22,106 +20,15 @@ from typing_extensions import Self
 
 from haive_persistence._awaitable import Settled
 from haive_persistence.checkpointer.config import CheckpointConfig
-from haive_persistence.checkpointer.context import TenantContext
-from haive_persistence.checkpointer.copy import Copying
-from haive_persistence.checkpointer.delta import DeltaHistory
 from haive_persistence.checkpointer.ids import shown
-from haive_persistence.checkpointer.incumbent import LeftBehind, settings_of
-from haive_persistence.checkpointer.reads import Reads
-from haive_persistence.checkpointer.retention import Retention
-from haive_persistence.checkpointer.seal_threads import SealThreads
-from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
-from haive_persistence.checkpointer.writes import Writes
+from haive_persistence.checkpointer.parts import Parts, SharedParts
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig
 from haive_persistence.db import Database, fork_safety
+from haive_persistence.db.opening import Source, open_database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.errors import ConfigError, InvalidInputError
-from haive_persistence.keys import DataKeys, Sealings, SealProgress
-
-#: Tenants whose data keys and the like stay in memory.
-MAX_TENANTS = 1000
-
-
-class HasDatabase(Protocol):
-    """Anything that works on a `Database`, such as a `PostgresStore`."""
-
-    @property
-    def database(self) -> Database: ...
-
-
-class PsycopgSource(Protocol):
-    """A psycopg connection, or a psycopg_pool pool, of either kind."""
-
-    @property
-    def closed(self) -> bool: ...
-
-
-class _Parts(NamedTuple):
-    """The parts of a saver, for one serialiser."""
-
-    serde: SerializerProtocol
-    keys: Sealings
-    context: TenantContext
-    reads: Reads
-    writes: Writes
-    delta: DeltaHistory
-    retention: Retention
-    copying: Copying
-    seal_threads: SealThreads
-
-
-class _Shared:
-    """State that all tenants of one serialiser share: the memory, and the parts of the tenants used last."""
-
-    def __init__(self, serde: SerializerProtocol, config: CheckpointConfig, data_keys: DataKeys) -> None:
-        self.serde = serde
-        self._config = config
-        self._keys = Sealings(data_keys, serde, config.compression, config.max_read_bytes)
-        self._cache = ProcessCache(config.cache_bytes)
-        self._lock = threading.Lock()
-        self._by_tenant: OrderedDict[str, _Parts] = OrderedDict()
-        self._incumbent: LeftBehind | None = None
-        fork_safety.register(self)
-
-    def after_fork(self) -> None:
-        """A child must not write into its parent's number blocks."""
-        self._lock = threading.Lock()
-        self._cache.clear()
-
-    def parts(self, database: Database) -> _Parts:
-        """The parts of the database's tenant: the same for every view of it, for as long as it is in use."""
-        with self._lock:
-            parts = self._by_tenant.get(database.tenant)
-            if parts is None:
-                parts = self._by_tenant[database.tenant] = self._build(database)
-                if len(self._by_tenant) > MAX_TENANTS:
-                    self._by_tenant.popitem(last=False)
-            self._by_tenant.move_to_end(database.tenant)
-            return parts
-
-    def _left_behind(self, database: Database) -> LeftBehind:
-        if self._incumbent is None:
-            self._incumbent = LeftBehind(database.queries("incumbent"))
-        return self._incumbent
-
-    def _build(self, database: Database) -> _Parts:
-        queries, tenant = database.queries("checkpointer"), database.tenant
-        context = TenantContext(queries, tenant, self._cache, self._keys)
-        reads, seal_threads = Reads(context, self._left_behind(database)), SealThreads(context)
-        context.seal_thread = seal_threads.seal_thread
-        context.settle_plaintext = seal_threads.settle
-        return _Parts(
-            self.serde,
-            self._keys,
-            context,
-            reads,
-            Writes(context, reads),
-            DeltaHistory(context, reads),
-            Retention(context),
-            Copying(context),
-            seal_threads,
-        )
+from haive_persistence.keys import DataKeys, SealProgress
 
 
 def _checked_config(config: object) -> CheckpointConfig:
@@ -137,26 +44,9 @@ def _checked_config(config: object) -> CheckpointConfig:
     raise ConfigError(f"config= takes a CheckpointConfig, not a {type(config).__name__}")
 
 
-def _open_database(conn: object) -> tuple[Database, bool]:
-    """The database to work on, and whether the saver is to close it."""
-    if isinstance(conn, Database):
-        return conn, False
-    if conn is None or isinstance(conn, (str, PersistenceConfig)):
-        return Database(conn), True
-    database = getattr(conn, "database", None)
-    if isinstance(database, Database):
-        return database, False
-    if (settings := settings_of(conn)) is not None:
-        return Database(settings), True
-    hint = (
-        "write Checkpointer(config=CheckpointConfig(…))"
-        if isinstance(conn, CheckpointConfig)
-        else (
-            "give a PostgresStore, a Database, a PersistenceConfig, a connection string, or nothing for the "
-            "embedded Postgres"
-        )
-    )
-    raise ConfigError(f"Checkpointer cannot keep its data in a {type(conn).__name__}: {hint}")
+def _open(source: object) -> tuple[Database, bool]:
+    hint = "write Checkpointer(config=CheckpointConfig(…))" if isinstance(source, CheckpointConfig) else ""
+    return open_database(source, "Checkpointer", hint)
 
 
 class Checkpointer(BaseCheckpointSaver[Any]):
@@ -172,10 +62,11 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             string, or a `PersistenceConfig`. Left out: HAIVE_CONNECTION_STRING, or the embedded Postgres.
             What `PostgresSaver` takes will do too, a psycopg connection or a psycopg_pool pool: its settings
             are taken, and connections of its own are opened with them.
-        conn: The same by `PostgresSaver`'s name; give one of the two.
-        config: Compression, encryption and memory.
+        pipe: Accepted as `PostgresSaver` does: every operation is one round trip either way.
         serde: A serialiser of your own. The default reads no code: it imports nothing, calls nothing
             and constructs data types only.
+        conn: The same as `store` by `PostgresSaver`'s name; give one of the two.
+        config: Compression, encryption and memory.
 
     Raises:
         ConfigError: If the settings contradict each other.
@@ -183,11 +74,12 @@ class Checkpointer(BaseCheckpointSaver[Any]):
 
     def __init__(
         self,
-        store: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
-        *,
-        conn: HasDatabase | Database | PersistenceConfig | str | PsycopgSource | None = LEFT_OUT,
-        config: CheckpointConfig | None = None,
+        store: Source = LEFT_OUT,
+        pipe: object = None,
         serde: SerializerProtocol | None = None,
+        *,
+        conn: Source = LEFT_OUT,
+        config: CheckpointConfig | None = None,
     ) -> None:
         super().__init__(serde=serde or SafeSerializer())
         self.config = _checked_config(config)
@@ -195,12 +87,12 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             if store is not LEFT_OUT:
                 raise ConfigError("store= and conn= are two names of one argument: give one of them")
             store = conn
-        self._database, self._owns_database = _open_database(store)
+        self._database, self._owns_database = _open(store)
         if (encryption := self.config.encryption()) is not None:
             self._database = self._sealed(store, encryption)
         self._data_keys = DataKeys(self._database.queries("keys"), self._database.encryption)
-        self._built: _Parts | None = None
-        self._shared: _Shared | None = None
+        self._built: Parts | None = None
+        self._shared: SharedParts | None = None
 
     def _sealed(self, store: object, encryption: EncryptionConfig) -> Database:
         if self._database.encryption is None and hasattr(store, "database"):
@@ -268,15 +160,15 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         view._built = None
         return view
 
-    def _shared_now(self) -> _Shared:
+    def _shared_now(self) -> SharedParts:
         """State that the views of all tenants share under the current `serde`."""
         shared = self._shared
         if shared is None or shared.serde is not self.serde:
-            shared = self._shared = _Shared(self.serde, self.config, self._data_keys)
+            shared = self._shared = SharedParts(self.serde, self.config, self._data_keys)
         return shared
 
     @property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         """The logic for the current `serde`: `with_allowlist` makes a shallow copy and changes that.
 
         What one serialiser decoded is never handed out under another, stricter one.
@@ -313,6 +205,10 @@ class Checkpointer(BaseCheckpointSaver[Any]):
         """
         return run_sync(self._data_keys.rotate(self._database.blocking))
 
+    async def arotate_encryption_key(self) -> int:
+        """Do what `rotate_encryption_key` does, without blocking the event loop."""
+        return await self._data_keys.rotate(self._database.asynchronous)
+
     def new_data_key(self) -> int:
         """Make a fresh data key, which seals what this object writes from now on. Returns its number.
 
@@ -323,6 +219,10 @@ class Checkpointer(BaseCheckpointSaver[Any]):
             ConfigError: If there is no `encryption_key`.
         """
         return run_sync(self._data_keys.add(self._database.blocking))
+
+    async def anew_data_key(self) -> int:
+        """Do what `new_data_key` does, without blocking the event loop."""
+        return await self._data_keys.add(self._database.asynchronous)
 
     def seal_existing(
         self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
@@ -351,7 +251,7 @@ class Checkpointer(BaseCheckpointSaver[Any]):
     async def aseal_existing(
         self, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
     ) -> int:
-        """`seal_existing` that does not block."""
+        """Do what `seal_existing` does, without blocking the event loop."""
         db = self._database.asynchronous
         return await self._parts.seal_threads.seal_existing(db, progress, trust_all=trust_all)
 

@@ -98,7 +98,7 @@ class Codec:
             tag, data = self.serde.dumps_typed(value)
         except PersistenceError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # a serialiser of the user's may raise anything
             raise EncodeError(f"the serialiser could not store a {type(value).__name__}: {exc}") from exc
         return (_TAG_BYTES.get(tag) or _named(tag)) + data
 
@@ -109,7 +109,7 @@ class Codec:
             return self._reads.loads_typed((tag, body))
         except PersistenceError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # likewise
             raise DecodeError(f"the serialiser could not read a value of type {tag!r}: {exc}") from exc
 
     def load_all(self, parts: Sequence[bytes]) -> list[Any]:

@@ -89,10 +89,13 @@ def has_serializer(cls: type[BaseModel]) -> bool:
 
 
 def _encodes(node: dict[str, Any]) -> bool:
-    """True for the function that dumps `Base64Bytes` and its like; the field itself holds the value."""
+    """True for the functions that dump `Base64Bytes`, URLs and the like; the field itself holds the value."""
     function = node.get("function")
     name = getattr(function, "__qualname__", "")
-    return getattr(function, "__module__", None) == "pydantic.types" and name.startswith("Encoded")
+    home = getattr(function, "__module__", None)
+    return (home == "pydantic.types" and name.startswith("Encoded")) or (
+        home == "pydantic.networks" and name.startswith("_Base")
+    )
 
 
 def runs_code(cls: type[BaseModel]) -> bool:

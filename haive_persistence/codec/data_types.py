@@ -34,9 +34,11 @@ from haive_persistence.codec.core_schema import CodeNeededError, classes, has_ca
 from haive_persistence.codec.model_builder import build_model, construct
 from haive_persistence.codec.standard_types import (
     STANDARD,
+    URLS,
     Builder,
     attribute,
     attributes,
+    build_url,
     build_value,
     call,
     hashable,
@@ -260,7 +262,7 @@ def _is_plain_field_v1(field: Any, depth: int) -> bool:
 def _model_v1_trusted(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
     try:
         return cls(**payload)
-    except Exception:
+    except Exception:  # its validators are its author's, and may raise anything: taken as it is
         return cls.construct(**payload)
 
 
@@ -356,6 +358,7 @@ _KINDS: tuple[tuple[Callable[[type], bool], frozenset[int], _Build, _Build | Non
     (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), _FIELDS, _named_tuple, call),
     (dataclasses.is_dataclass, _FIELDS, _dataclass, _dataclass_trusted),
     (_is_secret, _SINGLE, _secret, None),
+    (_is_kind_of(*URLS), _SINGLE, build_url, None),
     (_is_kind_of(BaseException), _POSITIONAL, _exception, None),
     (lambda cls: (cls.__module__, cls.__name__) == ("langgraph.types", "Send"), _ARGUMENTS, _send, None),
     (_is_kind_of(*STANDARD), _ARGUMENTS, build_value, None),

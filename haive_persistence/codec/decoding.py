@@ -262,7 +262,7 @@ class Reader:
             text = "Not restoring %s.%s: %s (what allowed_msgpack_modules lists may build itself). "
             _warn("unbuilt", module, name, text + _INSTEAD, str(exc))
             return Plain(payload)
-        except Exception as exc:
+        except Exception as exc:  # of a builder that got other parts than it writes: nothing is lost
             text = "Could not restore %s.%s from stored data (%s). "
             _warn("unbuilt", module, name, text + _INSTEAD, type(exc).__name__)
             return Plain(payload)

@@ -44,7 +44,7 @@ from haive_persistence.codec import frames, unbuilt
 from haive_persistence.codec.core_schema import classes, has_serializer, is_safe_factory, undefined
 from haive_persistence.codec.data_types import lookup
 from haive_persistence.codec.fast_messages import ORDINARY
-from haive_persistence.codec.standard_types import FACTORIES
+from haive_persistence.codec.standard_types import CORE_URLS, FACTORIES, URLS
 from haive_persistence.errors import EncodeError
 
 FIELDS = "model_construct"
@@ -391,6 +391,16 @@ def _timezone_args(zone: timezone) -> tuple[Any, ...]:
     return zone.__getinitargs__()  # type: ignore[attr-defined, no-any-return]
 
 
+def _url(cls: type, encode: Encode) -> Describer:
+    module, name, extras = cls.__module__, cls.__name__, _extras(cls)
+
+    def describe(obj: Any) -> Described:
+        text = str(obj if cls in CORE_URLS else obj._url)
+        return _SINGLE, [module, name, text, *_more(encode, extras, _attributes(obj, ["_url"]))]
+
+    return describe
+
+
 def _zone(cls: type, encode: Encode) -> Describer:
     def describe(obj: ZoneInfo) -> Described:
         if not _has_key(obj):
@@ -499,6 +509,7 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Make], ...] = (
         _is(re.Pattern),
         lambda cls, encode: lambda obj: (_POSITIONAL, ["re", "compile", [obj.pattern, obj.flags]]),
     ),
+    (_is(*URLS), _url),
     (_is(UUID), _writes(_SINGLE, lambda obj: obj.hex)),
     (_is(decimal.Decimal), _writes(_SINGLE, str)),
     (_is(set, frozenset), _writes(_SINGLE, lambda obj: [*obj])),

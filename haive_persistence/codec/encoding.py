@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_PYDANTIC_V2,
 )
 
+from haive_persistence._text import is_utf8
 from haive_persistence.codec.describing import EXACT, Describer, describe_tuple, find_describer
 from haive_persistence.errors import EncodeError
 
@@ -119,7 +120,7 @@ class _Careful:
         except RecursionError:
             text = "it contains itself, or is nested too deeply"
             raise EncodeError(f"cannot store value{_where(self._path[:4])}…: {text}") from None
-        except Exception as exc:
+        except Exception as exc:  # an object's own code: its __getattr__, its model_dump, its __str__
             raise EncodeError(f"cannot store value{_where(self._path)}: {exc}") from exc
 
     def _pack(self, value: Any) -> bytes:
@@ -189,7 +190,7 @@ def _extension(code: int, payload: Any) -> Any:
 
 
 def _rewrite_str(value: str) -> Any:
-    if _is_utf8(value):
+    if is_utf8(value):
         return value
     data = value.encode("utf-8", "surrogatepass")
     return _extension(EXT_CONSTRUCTOR_POS_ARGS, ["builtins", "str", [data, "utf-8", "surrogatepass"]])
@@ -202,21 +203,13 @@ def _rewrite_int(value: int) -> Any:
     return _extension(EXT_CONSTRUCTOR_POS_ARGS, ["builtins", "int", [hex(value), 16]])
 
 
-def _is_utf8(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _is_plain_key(key: Any) -> bool:
     """True if msgpack keeps this dict key as it is (enums, dates and UUIDs it would turn into text)."""
     cls: type = type(key)
     if cls is tuple:
         return all(map(_is_plain_key, key))
     if cls is str:
-        return _is_utf8(key)
+        return is_utf8(key)
     if cls is int:
         return bool(_INT64_MIN <= key <= _UINT64_MAX)
     return cls in EXACT

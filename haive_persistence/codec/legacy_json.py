@@ -60,7 +60,7 @@ class JsonReader:
             return value
         try:
             return cast("Any", lookup(*key, key[1]))(**value.get("kwargs", {}))
-        except Exception:
+        except Exception:  # a class may refuse what it took once: it stays the dict it is stored as
             return value
 
     def _revive_langgraph(self, value: dict[str, Any], path: list[str]) -> Any:

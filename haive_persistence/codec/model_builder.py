@@ -121,7 +121,7 @@ def build_model(cls: type[BaseModel], fields: Any, *, trusted: bool) -> Any:
     if profile.by_name:
         try:
             return cls.model_validate(fields, by_alias=False, by_name=True)
-        except Exception:
+        except Exception:  # by its aliases then
             pass
     try:
         return cls(**fields)

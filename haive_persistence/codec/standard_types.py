@@ -15,6 +15,8 @@ from typing import Any
 from uuid import UUID
 
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, EXT_CONSTRUCTOR_SINGLE_ARG
+from pydantic import AnyUrl, PostgresDsn
+from pydantic_core import MultiHostUrl, Url
 
 from haive_persistence.codec import frames
 from haive_persistence.codec.bounded import pattern, zone
@@ -162,6 +164,27 @@ FACTORIES: dict[str, type] = {
     for cls in (list, dict, set, tuple, frozenset, str, int, float, bool, bytes, deque, OrderedDict, Counter)
 }
 """Factories that a stored defaultdict may have, by name."""
+
+
+CORE_URLS = (Url, MultiHostUrl)
+_SINGLE_HOST: Any = AnyUrl.__base__
+_MULTI_HOST: Any = PostgresDsn.__base__
+URLS: tuple[Any, ...] = (*CORE_URLS, _SINGLE_HOST, _MULTI_HOST)
+"""Pydantic's URLs: those of its core, and the base classes of those that wrap one of them."""
+
+
+def build_url(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> Any:
+    """A URL, parsed by pydantic's core; restrictions of its class are not applied again."""
+    if type(payload) is not str:
+        raise ValueError("not the text of a URL")
+    parsed = (MultiHostUrl if issubclass(cls, (MultiHostUrl, _MULTI_HOST)) else Url)(payload)
+    if str(parsed) != payload:
+        raise CodeNeededError("only its class knows how its text was parsed")
+    if cls in CORE_URLS:
+        return parsed
+    made = object.__new__(cls)
+    object.__setattr__(made, "_url", parsed)
+    return with_attributes(made, extras)
 
 
 # --- builders of standard types, whatever is loaded or patched --------------------------------

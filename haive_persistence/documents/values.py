@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from haive_persistence._text import is_utf8
 from haive_persistence.errors import DecodeError, EncodeError, InvalidInputError
 
 # Starts an escape in comparable JSON; a code point that Unicode promises never to assign.
@@ -241,15 +242,7 @@ def _parts_fit(parts: Iterable[tuple[object, object]], depth: int) -> bool:
 def _plain(text: str) -> bool:
     if text.isascii():
         return "\0" not in text
-    return "\0" not in text and _ESCAPE not in text and _encodable(text)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return "\0" not in text and _ESCAPE not in text and is_utf8(text)
 
 
 def _escaped(text: str) -> str:

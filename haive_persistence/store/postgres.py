@@ -14,6 +14,7 @@ from typing_extensions import Self
 from haive_persistence._awaitable import Settled, SettledInt, SweeperHandle
 from haive_persistence.config import LEFT_OUT, PersistenceConfig
 from haive_persistence.db import Database
+from haive_persistence.db.opening import Source, open_database
 from haive_persistence.db.protocol import run_sync
 from haive_persistence.embedding import PostgresIndexConfig
 from haive_persistence.errors import ConfigError, InvalidInputError
@@ -40,8 +41,10 @@ class PostgresStore(BaseStore):
     refused.
 
     Args:
-        conn: A connection string, a `PersistenceConfig`, a `Database` to share, or nothing for the embedded
-            Postgres.
+        conn: A connection string, a `PersistenceConfig`, a `Database` or a `Checkpointer` (its database is
+            shared), or nothing for the embedded Postgres. What LangGraph's store takes will do too, a psycopg
+            connection or a psycopg_pool pool: its settings are taken, and connections opened with them.
+        pipe: Accepted for compatibility: every batch is one round trip either way.
         index: What to search by meaning: {"dims": 1536, "embed": <LangChain Embeddings or function>,
             "fields": ["text"]}, and optionally "distance_type" and "ann_index_config", as
             `PostgresIndexConfig` says.
@@ -59,14 +62,14 @@ class PostgresStore(BaseStore):
 
     def __init__(
         self,
-        conn: Database | PersistenceConfig | str | None = LEFT_OUT,
+        conn: Source = LEFT_OUT,
         *,
+        pipe: object = None,
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
     ) -> None:
         super().__init__()
-        self._database = _database(conn)
-        self._owns_database = self._database is not conn
+        self._database, self._owns_database = open_database(conn, "PostgresStore")
         self.index_config = index
         self.ttl_config = _checked_ttl(ttl)
         self._shared = Shared(self._database, index)
@@ -272,17 +275,6 @@ class PostgresStore(BaseStore):
     def stop_ttl_sweeper(self, timeout: float | None = None) -> SettledInt:
         """Whether the sweeper has stopped, waiting up to `timeout` seconds for a sweep that runs."""
         return SettledInt(self._sweeper.stop(timeout))
-
-
-def _database(given: object) -> Database:
-    if isinstance(given, Database):
-        return given
-    if given is None or isinstance(given, PersistenceConfig | str):
-        return Database(given)
-    raise ConfigError(
-        f"PostgresStore cannot work on a {type(given).__name__}: give a connection string, a "
-        "PersistenceConfig, a Database, or nothing for the embedded Postgres"
-    )
 
 
 def _checked_ttl(ttl: Any) -> TTLConfig | None:

@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import haive_persistence
-from haive_persistence import CheckpointConfig, PersistenceConfig, PostgresStore, errors
+from haive_persistence import CheckpointConfig, PersistenceConfig, PostgresStore, SafeSerializer, errors
 from haive_persistence.checkpointer import Checkpointer
 from tests.builders import make_checkpoint, store, thread
 
@@ -60,7 +60,7 @@ def test_a_connection(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection, Checkpointer(connection) as saver:
         store(saver, {"a": 1}, thread("connection"))
         assert same(saver.database.config.connection_string, connection.info.dsn) or "password" in dsn
-    with pytest.raises(errors.ConfigError, match=r"write Checkpointer\("):
+    with pytest.raises(errors.ConfigError, match=r"give PersistenceConfig\("):
         Checkpointer(connection)
 
 
@@ -76,9 +76,48 @@ def test_by_the_name_of_the_store(dsn: str) -> None:
         assert saver.database is kept.database
 
 
+def test_with_a_pipeline_and_a_serialiser_by_position(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection, connection.pipeline() as pipe:
+        serde = SafeSerializer()
+        with Checkpointer(connection, pipe, serde) as saver:
+            store(saver, {"a": 1}, thread("pipe"))
+            assert saver.serde is serde
+            assert saver.get_tuple(thread("pipe")) is not None
+
+
+def test_the_store_takes_what_the_incumbents_does(dsn: str) -> None:
+    with ConnectionPool(dsn, min_size=2, max_size=7, timeout=11, kwargs=KWARGS) as pool:
+        with PostgresStore(pool) as items:
+            items.put(("n",), "pool", {"a": 1})
+            config = items.database.config
+        assert not pool.closed
+    assert same(config.connection_string, make_conninfo(dsn, application_name="mine"))
+    assert (config.pool_size, config.max_overflow, config.pool_timeout) == (2, 5, 11.0)
+    with (
+        psycopg.connect(dsn) as connection,
+        connection.pipeline() as pipe,
+        PostgresStore(connection, pipe=pipe) as items,
+    ):
+        assert items.get(("n",), "pool").value == {"a": 1}  # type: ignore[union-attr]
+    with pytest.raises(errors.ConfigError, match=r"give PersistenceConfig\("):
+        PostgresStore(connection)
+    with pytest.raises(errors.ConfigError, match="PostgresStore cannot keep its data in 'dict': give"):
+        PostgresStore({})  # type: ignore[arg-type]
+    with Checkpointer(dsn) as saver, PostgresStore(saver) as items:
+        assert items.database is saver.database
+        items.close()
+        assert saver.get_tuple(thread("nobody's")) is None
+
+
+async def test_the_store_takes_an_async_pool(dsn: str) -> None:
+    async with AsyncConnectionPool(dsn, max_size=4, open=False) as pool, PostgresStore(pool) as items:
+        await items.aput(("n",), "async", {"a": 2})
+        assert (await items.aget(("n",), "async")).value == {"a": 2}  # type: ignore[union-attr]
+
+
 def test_a_pool_that_computes_its_connection_string(dsn: str) -> None:
     pool = ConnectionPool(lambda: dsn, open=False)
-    with pytest.raises(errors.ConfigError, match=r"write Checkpointer\("):
+    with pytest.raises(errors.ConfigError, match=r"give PersistenceConfig\("):
         Checkpointer(pool)
 
 

@@ -212,6 +212,16 @@ def test_rotating_the_master_key_rewrites_no_data(
         reader(database, encryption_key=KEY).get_tuple(thread())
 
 
+async def test_keys_are_administered_without_blocking(sealed: Checkpointer, database: Database) -> None:
+    fill(sealed)
+    both = reader(database, encryption_key="another passphrase", older_encryption_keys=(KEY,))
+    assert await both.arotate_encryption_key() == 1
+    assert await both.anew_data_key() == 2
+    assert reader(database, encryption_key="another passphrase").get_tuple(thread()) is not None
+    with pytest.raises(errors.ConfigError, match="encryption_key"):
+        await Checkpointer(database.for_tenant("clear")).anew_data_key()
+
+
 def test_several_data_keys_are_readable(sealed: Checkpointer, database: Database) -> None:
     config = fill(sealed)
     assert sealed.new_data_key() == 2

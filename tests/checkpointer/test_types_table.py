@@ -24,7 +24,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres import PostgresSaver
-from pydantic import BaseModel
+from pydantic import AnyUrl, BaseModel
 
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.db import Database
@@ -101,6 +101,7 @@ ROWS: dict[str, Any] = {
     "enum, named tuple, dataclass": [Colour.RED, Pair(1, Item(2)), Item(1)],
     "enum with a tuple as value": Colour.CORNER,
     "pydantic model": Model(value=[1]),
+    "pydantic's `AnyUrl` and its like, in a model too": Model(value=AnyUrl("http://a")),
     "dataclass in a model's field of type `Any`": Model(value=Item(1)),
     "subclass of a message": Mine("x", extra=1),
     "dataclass in a message's `additional_kwargs`": HumanMessage("x", additional_kwargs={"item": Item(1)}),

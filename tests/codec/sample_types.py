@@ -15,13 +15,19 @@ from langchain_core.messages import AnyMessage, HumanMessage
 from pydantic import (
     AliasChoices,
     AliasPath,
+    AnyUrl,
     Base64Bytes,
     BaseModel,
     ConfigDict,
     Field,
+    FileUrl,
+    HttpUrl,
+    PostgresDsn,
     PrivateAttr,
     RootModel,
     SecretStr,
+    UrlConstraints,
+    WebsocketUrl,
     computed_field,
     field_validator,
     model_validator,
@@ -174,6 +180,20 @@ class Owner(BaseModel):
     pet: Annotated[Cat | Dog, Field(discriminator="kind")]
     messages: list[AnyMessage] = []
     secret: SecretStr = SecretStr("")
+
+
+class Site(HttpUrl):
+    """A URL with restrictions of its own."""
+
+    _constraints = UrlConstraints(max_length=100, allowed_schemes=["http", "https"])
+
+
+class Links(BaseModel):
+    home: AnyUrl
+    site: Site | None = None
+    files: list[FileUrl] = []
+    dsn: PostgresDsn | None = None
+    by_name: dict[str, HttpUrl | WebsocketUrl] = {}
 
 
 class Outer(BaseModel):

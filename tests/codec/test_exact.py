@@ -28,8 +28,9 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.store.base import Item, SearchItem
 from langgraph.types import Command, Interrupt, Overwrite, Send, TimeoutPolicy
-from pydantic import AnyUrl, SecretStr
+from pydantic import AnyUrl, HttpUrl, PostgresDsn, SecretStr
 from pydantic.v1 import BaseModel as BaseModelV1
+from pydantic_core import MultiHostUrl, Url
 
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.errors import EncodeError
@@ -118,6 +119,15 @@ EXACT = [
         t.Normalised(text="q"),
     ),
     *(t.OwnInit(3), t.Tags(["a"]), t.IntBox(item=3), t.PersonBox(item=t.Person(name="x"))),
+    t.Links(
+        home="x-app:thing?a=1#b",
+        site="http://example.com/ä b",
+        files=["file:///a/b"],
+        dsn="postgres://u:p@h1:1,h2:2/db",
+        by_name={"a": "wss://h/", "b": "http://1.2.3.4:80"},
+    ),
+    *(AnyUrl("http://a"), t.Site("https://user:pass@host:8443/path?q=1"), [PostgresDsn("postgres://h/db")]),
+    *(Url("http://a"), MultiHostUrl("redis://a:1,b:2/0"), {HttpUrl("http://a"): 1}),
     t.Owner(pet=t.Dog(), messages=[t.HumanMessage("h", id="1")], secret=SecretStr("q")),
     *(t.Outer(inner=t.Outer.Inner(value=2)), t.Outer.Inner(value=3), t.MyMessage("x", extra_field=3)),
     t.Validating(3),
@@ -338,7 +348,6 @@ def test_exceptions_with_what_cannot_be_stored_are_refused() -> None:
         (asyncio.Queue(), "in the node"),
         (Answer(), "await it"),
         (fractions.Fraction(1, 3), "str(value)"),
-        (AnyUrl("http://x"), "str(value)"),
         (np.datetime64("2024-01-01"), "numpy.array(value)"),
         (object(), "dataclass"),
         (defaultdict(lambda: 1), "dict(value)"),

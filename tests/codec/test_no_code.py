@@ -11,13 +11,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import langsmith.run_trees  # loaded, so that stored bytes could name it
 import ormsgpack
 import pytest
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import BaseModel, Field, ImportString, PrivateAttr, RootModel, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    HttpUrl,
+    ImportString,
+    PrivateAttr,
+    RootModel,
+    field_validator,
+    model_validator,
+)
 from pydantic.v1 import BaseModel as BaseModelV1
 from pydantic.v1 import validator
 
@@ -223,6 +232,49 @@ def test_an_import_string_is_not_imported() -> None:
     assert "antigravity" not in sys.modules
     assert set(sys.modules) == before
     assert value.thing == "antigravity.geohash"
+
+
+class CanaryUrl(HttpUrl):
+    """A URL whose code notices that it runs."""
+
+    runs: ClassVar[list[str]] = []
+
+    def __new__(cls, *args: Any) -> Any:
+        cls.runs.append("__new__")
+        return super().__new__(cls)
+
+    def __init__(self, url: Any) -> None:
+        self.runs.append("__init__")
+        super().__init__(url)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.runs.append("__setattr__")
+        super().__setattr__(name, value)
+
+
+class HasUrl(BaseModel):
+    url: CanaryUrl
+
+
+def test_urls_are_parsed_and_no_code_of_their_class_runs() -> None:
+    value = [CanaryUrl("http://a"), HasUrl(url="http://b")]  # type: ignore[arg-type]
+    stored = SERDE.dumps_typed(value)
+    dumped = ormsgpack.packb([__name__, "HasUrl", {"url": "http://b/"}, "model_validate_json"])
+    CanaryUrl.runs.clear()
+    assert SERDE.loads_typed(stored) == value
+    SERDE.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(5, dumped))))
+    assert CanaryUrl.runs == []
+
+
+@pytest.mark.parametrize(
+    "payload", ["no url", "http://a", 7, b"http://a/", ["http://a/"], "http://[", "", None]
+)
+def test_what_is_no_url_stays_as_it_is(payload: Any) -> None:
+    data = ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb(["pydantic.networks", "HttpUrl", payload])))
+    value = SERDE.loads_typed(("msgpack", data))
+    assert is_unbuilt(value)
+    assert value == payload
+    assert SERDE.dumps_typed(value) == ("msgpack", data)
 
 
 def test_configurations_and_connections_are_never_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import Checkpointer, EncryptionConfig
+from haive_persistence.checkpointer import DamagedCheckpoint, UnsealedCheckpoint
 from haive_persistence.db import Database
 from haive_persistence.errors import ConfigError, PlaintextRefusedError, SealError, WrongKeyError
 from tests.checkpointer.conftest import store, thread
@@ -101,6 +103,51 @@ async def test_sealing_does_not_block(database: Database, plaintext: Callable[[]
     fill(Checkpointer(database), "a")
     assert await with_key(database).aseal_existing() == 1
     assert plaintext() == 0
+
+
+def test_a_listing_tells_what_is_not_sealed_yet_from_what_is_damaged(
+    database: Database, admin: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store(Checkpointer(database), {"a": 1}, thread("old"))
+    for key_exists in (False, True):
+        if key_exists:
+            store(with_key(database), {"a": 2}, thread("sealed"))
+            store(with_key(database), {"a": 3}, thread("damaged"))
+            admin.execute(
+                "UPDATE haive.checkpoint c SET body = set_byte(body, 30, get_byte(body, 30) # 1)"
+                " FROM haive.thread t WHERE t.thread_key = c.thread_key AND t.tenant_id = %s"
+                " AND t.thread_id = 'damaged'",
+                (database.tenant,),
+            )
+        caplog.clear()
+        listed = {t.config["configurable"]["thread_id"]: t for t in with_key(database).list(None)}
+        old = listed.pop("old")
+        assert type(old) is UnsealedCheckpoint
+        assert "seal_existing()" in old.metadata["unsealed"]  # type: ignore[typeddict-item]
+        with pytest.raises(PlaintextRefusedError):
+            old.checkpoint  # noqa: B018
+        levels = {record.levelname for record in caplog.records if "'old'" in record.getMessage()}
+        assert levels == {"WARNING"}
+    assert type(listed.pop("damaged")) is DamagedCheckpoint
+    assert listed.pop("sealed").checkpoint["channel_values"] == {"a": 2}
+    assert listed == {}
+
+    Checkpointer(database).delete_thread("damaged")
+    assert with_key(database).seal_existing() == 1
+    assert {type(t) for t in with_key(database).list(None)} == {CheckpointTuple}
+    _forge(admin, database)
+    assert type(next(iter(with_key(database).list(None)))) is DamagedCheckpoint
+
+
+def _forge(admin: psycopg.Connection[Any], database: Database) -> None:
+    """Put plaintext in the place of what is sealed."""
+    clear = database.for_tenant(f"{database.tenant}-clear")
+    store(Checkpointer(clear), {"a": 1}, thread("forged"))
+    admin.execute(
+        "UPDATE haive.checkpoint SET body = (SELECT body FROM haive.checkpoint WHERE tenant_id = %s LIMIT 1)"
+        " WHERE tenant_id = %s",
+        (clear.tenant, database.tenant),
+    )
 
 
 def test_until_then_it_is_refused_or_sealed_when_it_is_read(

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from haive_persistence._text import is_utf8
 from haive_persistence.checkpointer.ids import pack_uuid, pack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
@@ -76,13 +77,7 @@ def _is_large(value: Any, threshold: int) -> bool:
 
 def _are_plain(keys: Iterable[Any]) -> bool:
     """Whether all keys are text that a manifest can hold."""
-    if set(map(type, keys)) != {str}:
-        return False
-    try:
-        "".join(keys).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return set(map(type, keys)) == {str} and is_utf8("".join(keys))
 
 
 class _Ids:
