@@ -29,7 +29,7 @@ from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.waiting import Wait
 
 from haive_persistence.db.error_mapping import CommitState, ExchangeFailure
-from haive_persistence.db.protocol import Params, Query, Row, Statement
+from haive_persistence.db.protocol import GENERIC_PLAN, Params, Query, Row, Statement
 from haive_persistence.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ _BINARY = 1
 
 #: Statements kept prepared on one connection; the least recently used one makes room.
 MAX_PREPARED = 300
+
+_SET_PLANS = {True: b"SET plan_cache_mode = force_generic_plan", False: b"RESET plan_cache_mode"}
 
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|s|%|(.?))", re.DOTALL)
 _UNSENDABLE = (psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError, OverflowError, struct.error)
@@ -108,6 +110,7 @@ class PipelinedConnection:
     """A connection, and what this package knows about its state on the server."""
 
     __slots__ = (
+        "_generic",
         "_mark",
         "_names",
         "_pg",
@@ -139,6 +142,8 @@ class PipelinedConnection:
         # Behind a pooler that mixes up sessions, a name means nothing rather than another's statement.
         self._mark = secrets.token_hex(4).encode()
         self._threshold = prepares_after
+        #: Whether the server makes one plan for all parameters; None when that is not known.
+        self._generic: bool | None = False
 
     # -- state --------------------------------------------------------------------------------
 
@@ -207,6 +212,10 @@ class PipelinedConnection:
         """
         bound = [self._bind(query, params, tenant) for query, params in statements]
         pg = self._pg
+        generic = self._plan_mode(before, bound)
+        if generic is not None and generic != self._generic:
+            before = (*before, _SET_PLANS[generic])
+        known, self._generic = generic, None  # until the answer says otherwise
         answers, places, fresh = 0, list[int](), dict[_Key, int]()
         try:
             pg.enter_pipeline_mode()
@@ -220,11 +229,24 @@ class PipelinedConnection:
         if lost is None:
             pg.exit_pipeline_mode()
             if len(results) == answers and not any(r.status == _FATAL for r in results):
+                self._generic = known
                 return [results[place] for place in places]
         for key, place in fresh.items():
             if not (place < len(results) and results[place].status == _DONE):
                 self._names.pop(key, None)
         return self._verdict(results, lost, commit_at=answers - len(after))
+
+    def _plan_mode(self, before: Sequence[bytes], bound: Sequence[_Bound]) -> bool | None:
+        """Whether the statements are to be planned for all parameters.
+
+        It stays as it is in transactions, whose end may undo a setting, and where sessions are not ours.
+        """
+        within = self._pg.transaction_status != TransactionStatus.IDLE or any(
+            text.startswith(b"BEGIN") for text in before
+        )
+        if within or not bound or self._threshold != 0:
+            return self._generic
+        return all(one.query.endswith(GENERIC_PLAN) for one in bound)
 
     def _queue(
         self,

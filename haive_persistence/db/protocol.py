@@ -17,6 +17,10 @@ Row = tuple[Any, ...]
 Params = Sequence[object] | Mapping[str, object]
 
 
+#: Ends the text of a query that is planned once for all parameters.
+GENERIC_PLAN = "\n-- one plan for all parameters"
+
+
 class Query(str):
     """SQL text that came out of `sql/`, its schema filled in. Only the loader makes one.
 

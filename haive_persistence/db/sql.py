@@ -17,6 +17,10 @@ before the first heading brings the parts of another file. A slot is filled by `
 `Queries.fill`, with a part (`Queries.part`) or with text that has no user's input in it. A text that names a
 part has the part's slots too.
 
+`-- plan: generic` in a query says that one plan serves all parameters: it is planned once per connection, and
+not for each of its first five uses, which together are most of what a process that serves one request asks
+of the server.
+
 Tables are written `haive.<table>`; the schema of the configuration is put in its place. The
 setting `'haive.tenant'`, always in quotes, is not a table and stays as it is.
 """
@@ -29,12 +33,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from haive_persistence.db.protocol import Query
+from haive_persistence.db.protocol import GENERIC_PLAN, Query
 
 _HEADING = re.compile(r"^-- (name|part): *(\w+) *$", re.MULTILINE)
 _INCLUDE = re.compile(r"^-- include: *(\w+) *$", re.MULTILINE)
 _SLOT = re.compile(r"^-- slot: *(\w+) *$", re.MULTILINE)
 _MARK = re.compile(r"/\* ?(\w+) ?\*/")
+_GENERIC = re.compile(r"^-- plan: generic *$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n?", re.MULTILINE)
 _PREFIX = re.compile(r"(?<![\w'.\"])haive\.(?=[\w%{/])")
 
@@ -169,4 +174,4 @@ def _template(where: str, body: str, parts: Mapping[str, Template]) -> Template:
         raise ValueError(f"{where}: {_names(both)} is a part and cannot be a slot")
     inherited = frozenset().union(*(parts[mark].slots for mark in marks & parts.keys()))
     text = _MARK.sub(lambda mark: parts[mark[1]].text if mark[1] in parts else mark[0], text)
-    return Template(text, inherited | declared)
+    return Template(text + GENERIC_PLAN if _GENERIC.search(body) else text, inherited | declared)

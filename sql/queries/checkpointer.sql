@@ -66,49 +66,58 @@ INSERT INTO haive.pending_write (thread_key, ns_key, write_no, checkpoint_id, te
 SELECT %(thread)s, %(ns_key)s, %(write_no)s, %(id)s, %(tenant)s, %(sequence_nos)s, %(payload)s
 
 -- name: create_and_put
+-- plan: generic
 -- The first checkpoint of a thread, its pieces and the thread's row; its epoch, or no row if the thread is there.
 WITH held AS (/* insert_thread */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: put
+-- plan: generic
 -- slot: if_stored
 -- A checkpoint and its pieces, in a number block not confirmed yet: a piece that is there already is an error.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */)
 /* checkpoint */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: put_shared
+-- plan: generic
 -- slot: if_stored
 -- The same in a confirmed number block: another statement of this process may have sent a piece already.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
 /* checkpoint */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: put_bare
+-- plan: generic
 -- slot: if_stored
 -- The same without pieces.
 /* checkpoint */ FROM /* lock_thread_shared */ /* if_stored */ RETURNING 1;
 
 -- name: create_and_write
+-- plan: generic
 -- Pending writes that arrive before their thread's first checkpoint.
 WITH held AS (/* insert_thread */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING (SELECT epoch FROM held);
 
 -- name: write
+-- plan: generic
 -- A task's pending writes and their pieces, in a number block not confirmed yet.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */)
 /* pending_write */ FROM held RETURNING 1;
 
 -- name: write_shared
+-- plan: generic
 -- slot: if_stored
 -- The same in a confirmed number block.
 WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/* new_pieces */ ON CONFLICT (thread_key, piece_no) DO NOTHING)
 /* pending_write */ FROM held /* if_stored */ RETURNING 1;
 
 -- name: write_bare
+-- plan: generic
 -- slot: if_stored
 -- The same without pieces.
 /* pending_write */ FROM /* lock_thread_shared */ /* if_stored */ RETURNING 1;
 
 -- name: epoch
+-- plan: generic
 -- The thread's epoch, no row if it is not stored.
 SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
@@ -139,6 +148,7 @@ WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s
 /* more */
 
 -- name: get_latest
+-- plan: generic
 -- The latest checkpoint of a namespace.
 WITH c AS MATERIALIZED (
     SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
@@ -148,6 +158,7 @@ WITH c AS MATERIALIZED (
 /* rows */;
 
 -- name: get_one
+-- plan: generic
 -- One checkpoint by its id.
 WITH c AS MATERIALIZED (
     SELECT checkpoint_id, parent_id, sequence_nos, body, 0 AS depth FROM haive.checkpoint
@@ -166,6 +177,7 @@ WITH c AS MATERIALIZED (
      AND checkpoint_id >= range.first AND checkpoint_id < range.last)
 
 -- name: get_ancestors
+-- plan: generic
 -- A checkpoint (the latest one if no id is given) and up to `depth` of its ancestors, with the ancestors' writes. It ends with
 -- the first that is not above `known`, whose ancestors the process has in memory: kind 'f' says whether they are still as
 -- they were when it read them, from `oldest` on; kind 'g' is the same of what it reads now.
@@ -189,12 +201,14 @@ UNION ALL SELECT 'f', NULL, /* state_of_range */, NULL, NULL FROM (SELECT %(olde
 UNION ALL SELECT 'g', NULL, /* state_of_range */, NULL, NULL FROM (SELECT ends.oldest AS first, ends.newest AS last FROM ends) AS range;
 
 -- name: ancestors_state
+-- plan: generic
 -- The thread's epoch, and whether a range of checkpoints and writes is as it was.
 SELECT /* epoch_now */, /* state_of_range */
 FROM haive.thread t, (SELECT %(oldest)s::bytea AS first, %(known)s::bytea AS last) AS range
 WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s;
 
 -- name: pieces
+-- plan: generic
 -- Pieces by number, if the thread is still at this epoch.
 SELECT p.piece_no, p.payload
 FROM haive.thread t
@@ -203,6 +217,7 @@ WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */
   AND p.piece_no = ANY (%(numbers)s::bigint[]);
 
 -- name: piece_ranges
+-- plan: generic
 -- Pieces by ranges of numbers [start, end), if the thread is still at this epoch. LATERAL with OFFSET 0: a scan of the
 -- index per range, and not every piece of the thread against every range.
 SELECT p.piece_no, p.payload

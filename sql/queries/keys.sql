@@ -13,6 +13,7 @@ AND haive.accepts_plaintext(%(tenant)s)
 AND NOT EXISTS (SELECT FROM haive.data_key WHERE tenant_id = %(tenant)s)
 
 -- name: data_keys
+-- plan: generic
 -- The tenant's wrapped data keys.
 SELECT key_no, wrapped, plaintext_threads, plaintext_items FROM haive.data_key WHERE tenant_id = %(tenant)s ORDER BY key_no;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from haive_persistence import errors
 from haive_persistence.db import Database
-from haive_persistence.db.batching.group_commit import GroupCommit
+from haive_persistence.db.batching.group_commit import SLOW_ROUND_S, GroupCommit
 from haive_persistence.db.protocol import Query, run_sync
 from tests.builders import until
 
@@ -62,7 +63,7 @@ def test_a_thread_that_is_interrupted_while_it_waits_holds_up_nobody(
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
-    group_commit = GroupCommit()
+    group_commit = GroupCommit(patience=0)
     usual = signal.signal(signal.SIGALRM, interrupt)
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -84,7 +85,7 @@ def test_a_thread_that_is_interrupted_while_it_waits_holds_up_nobody(
 
 def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
     trips: list[Any] = []
-    group_commit = GroupCommit()
+    group_commit = GroupCommit(patience=0)
     database.hooks.append(trips.append)
     try:
         with ThreadPoolExecutor(WRITERS) as pool:
@@ -100,7 +101,7 @@ def test_threads_share_round_trips(database: Database, dsn: str, blocked: Callab
 def test_tasks_share_round_trips(database: Database) -> None:
     async def main() -> int:
         trips: list[Any] = []
-        group_commit = GroupCommit()
+        group_commit = GroupCommit(patience=0)
         await database.asynchronous.fetch_all(Query("SELECT 1"))
         database.hooks.append(trips.append)
         db = database.asynchronous
@@ -120,7 +121,7 @@ def test_tasks_share_round_trips(database: Database) -> None:
 
 
 def test_an_error_is_only_its_writers(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
-    group_commit = GroupCommit()
+    group_commit = GroupCommit(patience=0)
     with ThreadPoolExecutor(WRITERS) as pool:
         asked = [
             pool.submit(ask, group_commit, database, str(i), 2**70 if i == 20 else 1) for i in range(WRITERS)
@@ -134,7 +135,7 @@ def test_an_error_is_only_its_writers(database: Database, dsn: str, blocked: Cal
 
 def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
     async def main() -> list[Any]:
-        group_commit = GroupCommit()
+        group_commit = GroupCommit(patience=0)
         db = database.asynchronous
         tasks = [
             asyncio.ensure_future(
@@ -155,7 +156,7 @@ def test_a_cancelled_task_takes_nobody_along(database: Database) -> None:
 
 def test_two_groupings_never_wait_for_each_other(database: Database) -> None:
     """Two processes that make the same threads in different orders: rounds take them in one order."""
-    groupings = [GroupCommit(), GroupCommit()]
+    groupings = [GroupCommit(patience=0), GroupCommit(patience=0)]
     upsert = Query(INSERT.replace("RETURNING", "ON CONFLICT (thread_key) DO UPDATE SET epoch = 2 RETURNING"))
 
     def write(group_commit: GroupCommit, i: int) -> None:
@@ -169,3 +170,28 @@ def test_two_groupings_never_wait_for_each_other(database: Database) -> None:
         backwards = [pool.submit(write, groupings[1], 15 - i % 16) for i in range(320)]
         for done in (*forwards, *backwards):
             done.result(timeout=60)
+
+
+def test_a_process_that_serves_one_request_opens_one_connection(
+    database: Database, connected: Callable[..., Database]
+) -> None:
+    """Another one would cost it more than to wait for the writer that is on its way."""
+    other = connected().for_tenant(database.tenant)
+    group_commit = GroupCommit()
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(5):
+            asked = [pool.submit(ask, group_commit, other, f"{number}-{i}") for i in range(4)]
+            assert [a.result() for a in asked] == [f"{database.tenant}-{number}-{i}" for i in range(4)]
+    assert other._core.pools.blocking().slots.open == 1
+
+
+def test_a_slow_round_is_not_waited_for(database: Database, dsn: str, blocked: Callable[[], None]) -> None:
+    group_commit = GroupCommit()
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask, group_commit, database, "0")]
+        until(lambda: waiting(dsn) == 1)
+        until(lambda: time.monotonic() - group_commit._blocking._led_since > SLOW_ROUND_S)
+        asked.append(pool.submit(ask, group_commit, database, "1"))
+        until(lambda: waiting(dsn) == 2)
+        blocked()
+        assert len([a.result() for a in asked]) == 2

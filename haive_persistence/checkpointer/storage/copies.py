@@ -153,7 +153,7 @@ class CachedPiece:
     ) -> None:
         self.keys = keys
         self.values = values
-        self.given = given  # the id that the message in it got besides what is stored
+        self.given = given  # the id that the message in it got, which is not in what is stored
         self.size = len(stored)
         self.stored = stored if classes else b""  # to decode it again once they are other classes
         self.classes = classes

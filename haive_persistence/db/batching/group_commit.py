@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +28,11 @@ from haive_persistence.errors import DatabaseError, InvalidInputError
 
 #: Rounds under way at once: while the server works on one, the client prepares the other.
 LEADERS = 2
+#: Writers that wait for the leader before there is a second one. That needs another connection, which costs a
+#: process that serves one request more than waiting does.
+PATIENCE = 64
+#: A leader that takes longer is not waited for.
+SLOW_ROUND_S = 0.05
 #: Statements in one round at most, and the bytes after which no more are added.
 MAX_STATEMENTS = 64
 MAX_ROUND_BYTES = 1 << 20
@@ -40,8 +46,10 @@ _RUN_ALONE = (
 class GroupCommit:
     """Joins the idempotent statements of one tenant's concurrent writers."""
 
-    def __init__(self) -> None:
-        self._blocking = _BlockingGroup()
+    def __init__(self, patience: int = PATIENCE) -> None:
+        """`patience`: how many writers wait for the leader before there is a second one."""
+        self._patience = patience
+        self._blocking = _BlockingGroup(patience)
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopGroup] = (
             weakref.WeakKeyDictionary()
         )
@@ -62,7 +70,7 @@ class GroupCommit:
             loop = asyncio.get_running_loop()
             group = self._loops.get(loop)
             if group is None:
-                group = self._loops[loop] = _LoopGroup()
+                group = self._loops[loop] = _LoopGroup(self._patience)
             await group.submit(db, entry)
         if entry.error is not None:
             raise entry.error
@@ -113,18 +121,44 @@ async def _round(db: Db, part: Sequence[_Entry]) -> None:
         entry.rows = rows
 
 
-class _BlockingGroup:
-    """For threads: the leader is the writer that found a free place, or was handed one."""
+class _Group:
+    """The writers of threads, or of an event loop."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, patience: int) -> None:
         self._queue: deque[_Entry] = deque()
         self._leading = 0
+        self._patience = patience
+        self._led_since = 0.0
+
+    def _places(self) -> int:
+        """The number of leaders that there may be now."""
+        if self._patience and time.monotonic() - self._led_since < SLOW_ROUND_S:
+            return 1
+        return LEADERS
+
+    def _may_lead(self) -> bool:
+        """True if there is a free place; whoever finds none waits."""
+        if self._leading == 0 or self._leading < self._places():
+            return True
+        self._patience -= self._patience > 0
+        return False
+
+    def _lead(self) -> None:
+        self._leading += 1
+        self._led_since = time.monotonic()
+
+
+class _BlockingGroup(_Group):
+    """For threads: the leader is the writer that found a free place, or was handed one."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(patience)
+        self._lock = threading.Lock()
 
     def submit(self, db: Db, entry: _Entry) -> None:
         with self._lock:
-            if self._leading < LEADERS:
-                self._leading += 1
+            if self._may_lead():
+                self._lead()
                 entry.part = [entry]
             else:
                 entry.wake = threading.Lock()
@@ -152,6 +186,7 @@ class _BlockingGroup:
             if not self._queue:
                 self._leading -= 1
                 return
+            self._led_since = time.monotonic()
             following = self._queue.popleft()
             following.part = [following]
         _wake(following)
@@ -162,19 +197,18 @@ def _wake(entry: _Entry) -> None:
         entry.wake.release()
 
 
-class _LoopGroup:
+class _LoopGroup(_Group):
     """For the tasks of one event loop: a round is led by the task that asked first."""
 
-    def __init__(self) -> None:
-        self._queue: deque[_Entry] = deque()
-        self._leading = 0
+    def __init__(self, patience: int) -> None:
+        super().__init__(patience)
         self._scheduled = False
 
     async def submit(self, db: Db, entry: _Entry) -> None:
         loop = asyncio.get_running_loop()
         entry.future = loop.create_future()
         self._queue.append(entry)
-        if not self._scheduled and self._leading < LEADERS:
+        if not self._scheduled and self._may_lead():
             self._scheduled = True
             loop.call_soon(self._appoint)  # so that the tasks of this tick go together
         try:
@@ -190,12 +224,13 @@ class _LoopGroup:
 
     def _appoint(self) -> None:
         self._scheduled = False
-        while self._queue and self._leading < LEADERS:
+        leaders = self._places() if self._leading or not self._patience else 1
+        while self._queue and self._leading < leaders:
             # What has gathered is shared among the free places.
-            part = _fill(self._queue, min(MAX_STATEMENTS, -(-len(self._queue) // (LEADERS - self._leading))))
+            part = _fill(self._queue, min(MAX_STATEMENTS, -(-len(self._queue) // (leaders - self._leading))))
             waiting = [entry for entry in part if entry.future is not None and not entry.future.done()]
             if waiting:  # the others were cancelled
-                self._leading += 1
+                self._lead()
                 waiting[0].part = waiting
                 _answered(waiting[0])
 
