@@ -1,8 +1,9 @@
 """One process that serves very many threads: puts, first reads, and listings over all of them.
 
-64 tasks put one checkpoint into each of many new threads. The rate over the first thousand is compared
-with the rate over all and at the end, and memory with `cache_bytes`. Then, of these threads: one is read
-for the first time by a new process, the newest are listed, and the few with a certain metadata value.
+64 tasks put one checkpoint into each of many new threads. What the first thousand cost is compared with what
+those at the end do (wall time, CPU of client and server, WAL), and memory with `cache_bytes`. Then, of these
+threads: some are read for the first time by a process, the newest are listed (before an ANALYZE too), and
+the few with a certain metadata value.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from statistics import median
+from typing import Any, NamedTuple
 
 import psutil
 import psycopg
@@ -25,6 +28,15 @@ ONE_IN = 1000  # threads with the same user
 SEED = 19
 
 
+class Part(NamedTuple):
+    """What a thousand puts cost."""
+
+    wall_s: float
+    client_cpu_s: float
+    server_cpu_s: float  # of all processes of the server
+    wal_bytes: int
+
+
 class Filler:
     """Puts one checkpoint into each of many threads, by 64 tasks."""
 
@@ -32,7 +44,6 @@ class Filler:
         self.saver = saver
         self.texts = texts
         self.done = 0
-        self.times: list[tuple[int, float]] = []
 
     async def put(self, number: int) -> None:
         text = self.texts[number % len(self.texts)]
@@ -43,69 +54,106 @@ class Filler:
         made: Any = checkpoint({"answer": text, "step": number}, dict(versions))
         await self.saver.aput(config, made, metadata, versions)
 
-    async def fill(self, count: int) -> float:
-        """Fill up to `count` threads; threads per second."""
+    async def fill(self, count: int) -> None:
+        """Fill up to `count` threads."""
         numbers = iter(range(self.done, count))
 
         async def work() -> None:
             for number in numbers:
                 await self.put(number)
 
-        start = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(TASKS)))
-        seconds = time.perf_counter() - start
-        rate = (count - self.done) / seconds if count > self.done else 0.0
         self.done = count
-        return rate
+
+    async def measure(self, bench: Bench, count: int) -> list[Part]:
+        """Fill up to `count` threads, a thousand at a time."""
+        parts = []
+        while self.done + FIRST <= count:
+            server, wal = server_cpu_s(bench), bench.server.wal_position()
+            wall, cpu = time.perf_counter(), time.process_time()
+            await self.fill(self.done + FIRST)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            server = {pid: s - server.get(pid, 0.0) for pid, s in server_cpu_s(bench).items()}
+            parts.append(Part(wall, cpu, sum(server.values()), bench.server.wal_position() - wal))
+        await self.fill(count)
+        return parts
+
+
+def server_cpu_s(bench: Bench) -> dict[int, float]:
+    """CPU seconds of the server's processes, by their ids; nothing where it runs elsewhere."""
+    pids = bench.server.admin.execute("SELECT pid FROM pg_stat_activity").fetchall()
+    used = {}
+    for (pid,) in pids:
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            used[pid] = times.user + times.system
+    return used
 
 
 async def rates(bench: Bench, contenders: Sequence[Contender]) -> dict[str, Values]:
-    """Puts per second (more is better), and what the process grew by."""
+    """What the first thousand puts and those at the end cost, and what the process grew by.
+
+    The wall time's fall is the client's, the server's, or that of a disk that takes more WAL and checkpoints:
+    hence their CPU, and the other contenders' fall in the same run.
+    """
     text = words.text_source(SEED, random_text=bench.options.random_text)
     texts = [text(bench.options.bytes) for _ in range(100)]
-    count = bench.options.threads
     table: dict[str, Values] = {}
     for contender in contenders:
         async with bench.opened(SAVERS[contender.name], contender.place) as saver:
             filler = Filler(saver, texts)
             await filler.fill(200)  # connections and statements
             before = psutil.Process().memory_info().rss
-            first = await filler.fill(200 + FIRST)
-            if contender.name == harness.OURS:
-                table.setdefault("list(limit=10), 1,200 threads, ms", {})
-            start = time.perf_counter()
-            while filler.done < count:
-                last = await filler.fill(min(count, filler.done + 20_000))
-            over_all = (count - 200 - FIRST) / (time.perf_counter() - start)
+            parts = await filler.measure(bench, bench.options.threads)
             after = psutil.Process().memory_info().rss
-        for metric, value in {
-            f"puts per second, first {FIRST:,} (more is better)": first,
-            f"… over {count:,}": over_all,
-            "… the last 20,000": last,
-            "last ÷ first": last / first,
-            "memory, MB": (after - before) / 1e6,
-        }.items():
+        for metric, value in {**falls(parts), "memory, MB": (after - before) / 1e6}.items():
             table.setdefault(metric, {})[contender.name] = value
-    return {metric: values for metric, values in table.items() if values}
+    return table
+
+
+def falls(parts: Sequence[Part]) -> dict[str, float]:
+    """The first thousand, the median of the next and of the last twenty, and how they compare."""
+    names = ("the first 1,000", "the next 20,000", "the last 20,000")
+    spans = (parts[:1], parts[1:21], parts[-20:])
+    rows: dict[str, float] = {}
+    for metric, of in {
+        "puts per second (more is better)": lambda part: FIRST / part.wall_s,
+        "client CPU, us per put": lambda part: part.client_cpu_s / FIRST * 1e6,
+        "server CPU, us per put": lambda part: part.server_cpu_s / FIRST * 1e6,
+        "WAL, bytes per put": lambda part: part.wal_bytes / FIRST,
+    }.items():
+        first, following, last = (median(map(of, span)) for span in spans)
+        rows |= {
+            f"{metric}, {name}": value for name, value in zip(names, (first, following, last), strict=True)
+        }
+        if first and following:
+            rows |= {f"{metric}: last ÷ first": last / first, f"{metric}: last ÷ next": last / following}
+    return rows
+
+
+async def newest(bench: Bench, contenders: Sequence[Contender], of: str) -> dict[str, Values]:
+    async def list_newest(saver: Any) -> None:
+        assert len([t async for t in saver.alist(None, limit=10)]) == 10
+
+    return {
+        f"list(None, limit=10) of {of}, ms": await bench.median_ms(contenders, 15, itself, list_newest),
+    }
 
 
 async def listings(bench: Bench, contenders: Sequence[Contender], count: int) -> dict[str, Values]:
-    async def newest(saver: Any) -> None:
-        assert len([t async for t in saver.alist(None, limit=10)]) == 10
-
     async def of_user(saver: Any) -> None:
         found = [t async for t in saver.alist(None, filter={"user": "user 77"}, limit=10)]
         assert len(found) == min(10, sum(n * 7919 % 1_000_003 % ONE_IN == 77 for n in range(count)))
 
-    def itself(saver: Any) -> Any:
-        return saver
-
-    return {
-        f"list(None, limit=10) of {count:,}, ms": await bench.median_ms(contenders, 15, itself, newest),
+    return await newest(bench, contenders, f"{count:,}") | {
         f"list(None, filter=…, limit=10) of {count:,}, ms": await bench.median_ms(
             contenders, 15, itself, of_user
         ),
     }
+
+
+def itself(saver: Any) -> Any:
+    return saver
 
 
 async def first_reads(bench: Bench, contenders: Sequence[Contender]) -> dict[str, Values]:
@@ -136,6 +184,7 @@ async def run(bench: Bench) -> Tables:
         bench.options.threads = wanted
     async with bench.contenders({name: SAVERS[name] for name in WITH_SERVER}) as contenders:
         table |= await rates(bench, contenders)
+        table |= await newest(bench, contenders, f"{wanted:,}, before the first ANALYZE")
         settle(contenders)
         table["disk bytes per checkpoint"] = {c.name: c.disk_bytes() / wanted for c in contenders}
         table |= await first_reads(bench, contenders)
