@@ -123,8 +123,7 @@ class Retention:
         names = ("all_sequences", "all_writes", "all_checkpoints")
         sequences, writes, rows = await tx.batch([Statement(self._queries[n], params) for n in names])
         reader = ThreadReader(ThreadLog(epoch), codec, key, self._queries)
-        for no, payload in sequences:
-            reader.open_sequence(no, payload)
+        reader.open_sequences_later([(no, payload) for no, payload in sequences])
         by_place: defaultdict[CheckpointKey, list[records.Write]] = defaultdict(list)
         for ns_key, id_, no, _, payload in writes:
             by_place[ns_key, id_].append(reader.open_write(ns_key, id_, no, payload))

@@ -2,15 +2,16 @@
 
 A thread is sealed in one transaction, under the lock of its row: readers see all of it as it was or all of it
 sealed, and writers wait. Nothing that running processes remember changes, because its pieces have the same
-numbers and contents. A process that is killed leaves the thread it was at as it was.
+numbers and contents. A process that is killed leaves the thread it was at as it was. Within the transaction
+pieces are read and written in chunks: neither memory nor the size of a message bounds a thread's size.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import run_key
@@ -22,16 +23,19 @@ from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import PlaintextRefusedError
 from haive_persistence.keys import Sealing, SealProgress
 
+CHUNK_BYTES = 16 << 20
+_ROW_BYTES = 100  # of each row's other columns
 _PAGE = 100
 _BEFORE_ALL = uuid.UUID(int=0)
 
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 
 class _Plaintext(NamedTuple):
     """A thread's rows in plaintext, without the column that says they are trusted."""
 
-    pieces: list[Row]
+    pieces: list[tuple[int, int]]  # number and size
     writes: list[Row]
     checkpoints: list[Row]
 
@@ -39,9 +43,10 @@ class _Plaintext(NamedTuple):
 class SealThreads:
     """Seals one tenant's threads."""
 
-    def __init__(self, context: TenantContext) -> None:
+    def __init__(self, context: TenantContext, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._context = context
         self._queries = context.queries
+        self._chunk_bytes = chunk_bytes  # of payloads per statement
 
     async def seal_existing(
         self, db: Db, progress: Callable[[SealProgress], None] | None = None, *, trust_all: bool = False
@@ -112,7 +117,8 @@ class SealThreads:
                 f"a thread of tenant {self._context.tenant!r} has plaintext that was written after the "
                 "tenant's first key was made: something else wrote it; delete the thread, or restore a backup"
             )
-        return _Plaintext(*([row[1:] for row in rows] for rows in answers))
+        pieces, writes, checkpoints = ([row[1:] for row in rows] for rows in answers)
+        return _Plaintext([(no, size) for no, size in pieces], writes, checkpoints)
 
     async def _seal_rows(self, tx: Executor, codec: Sealing, thread: uuid.UUID, found: _Plaintext) -> None:
         trusting = codec.trusting()
@@ -120,25 +126,38 @@ class SealThreads:
         def sealed(table: str, identity: tuple[Any, ...], stored: bytes) -> bytes:
             return codec.seal(table, identity, trusting.open(table, identity, stored))
 
-        pieces = {
-            "numbers": [no for no, _ in found.pieces],
-            "payloads": [sealed("piece", (thread, no), payload) for no, payload in found.pieces],
-        }
-        writes = {
-            "ids": [id_ for _, id_, _, _ in found.writes],
-            "numbers": [no for _, _, no, _ in found.writes],
-            "payloads": [
-                sealed("pending_write", (thread, ns_key, id_, no), payload)
-                for ns_key, id_, no, payload in found.writes
-            ],
-        }
         key = self._params(thread)
-        await tx.batch(
-            [
-                Statement(self._queries["seal_pieces"], {**key, **pieces}),
-                Statement(self._queries["seal_writes"], {**key, **writes}),
-            ]
-        )
+        for chunk in self._chunks(found.pieces, lambda piece: piece[1]):
+            numbers = [no for no, _ in chunk]
+            rows = await tx.fetch_all(self._queries["some_pieces"], {**key, "numbers": numbers})
+            params = {
+                "numbers": [no for no, _ in rows],
+                "payloads": [sealed("piece", (thread, no), payload) for no, payload in rows],
+            }
+            await tx.execute(self._queries["seal_pieces"], {**key, **params})
+        for writes in self._chunks(found.writes, lambda row: len(row[-1])):
+            params = {
+                "ids": [id_ for _, id_, _, _ in writes],
+                "numbers": [no for _, _, no, _ in writes],
+                "payloads": [
+                    sealed("pending_write", (thread, ns_key, id_, no), payload)
+                    for ns_key, id_, no, payload in writes
+                ],
+            }
+            await tx.execute(self._queries["seal_writes"], {**key, **params})
+
+    def _chunks(self, rows: Sequence[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+        """Rows in parts of few enough bytes for one statement; a larger row is alone."""
+        part: list[T] = []
+        size = 0
+        for row in rows:
+            if part and size + size_of(row) > self._chunk_bytes:
+                yield part
+                part, size = [], 0
+            part.append(row)
+            size += size_of(row) + _ROW_BYTES
+        if part:
+            yield part
 
     async def _seal_checkpoints(
         self, tx: Executor, codec: Sealing, thread: uuid.UUID, epoch: int, rows: Sequence[Row]
@@ -155,21 +174,22 @@ class SealThreads:
         ]
         names = ("all_sequences", "write_numbers", "checkpoint_keys")
         sequences, numbers, keys = await tx.batch([Statement(self._queries[name], key) for name in names])
-        for no, payload in sequences:
-            reader.open_sequence(no, payload)
+        reader.open_sequences_later([(no, payload) for no, payload in sequences])
         if missing := reader.needed(checkpoints, "metadata"):
             await reader.fetch(tx, missing)
         writes: defaultdict[tuple[int, bytes], set[int]] = defaultdict(set)
         for ns_key, id_, no in numbers:
             writes[ns_key, id_].add(no)
         stored = set(keys)
-        params = {
-            "ns_keys": [s.ns_key for s in checkpoints],
-            "ids": [s.id for s in checkpoints],
-            "bodies": [_bound_body(codec, s, stored, writes[s.ns_key, s.parent or b""]) for s in checkpoints],
-            **_hashes(codec, [reader.metadata(s.body) for s in checkpoints]),
-        }
-        await tx.execute(self._queries["seal_checkpoints"], {**key, **params})
+        for chunk in self._chunks(list(zip(checkpoints, rows, strict=True)), lambda pair: len(pair[1][-1])):
+            some = [s for s, _ in chunk]
+            params = {
+                "ns_keys": [s.ns_key for s in some],
+                "ids": [s.id for s in some],
+                "bodies": [_bound_body(codec, s, stored, writes[s.ns_key, s.parent or b""]) for s in some],
+                **_hashes(codec, [reader.metadata(s.body) for s in some]),
+            }
+            await tx.execute(self._queries["seal_checkpoints"], {**key, **params})
 
 
 def _bound_body(

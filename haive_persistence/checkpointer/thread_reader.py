@@ -152,6 +152,14 @@ class ThreadReader:
             self.log.record_sequence(no, mf.decode_sequence(data, self._budget))
 
     @raises_decode_error
+    def open_sequences_later(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        """Take all sequence pieces of a thread; each is unpacked when it is named (`PackedSequences`)."""
+        packed = self._open_pieces([(no, payload) for no, payload in rows])
+        self._budget.spend(sum(map(len, packed.values())))
+        self.log.record_pieces(packed, self.pieces)
+        self.log.sequences = mf.PackedSequences(packed, self._budget.limit)
+
+    @raises_decode_error
     def open_body(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
     ) -> records.Body:

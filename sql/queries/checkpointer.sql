@@ -468,9 +468,14 @@ ORDER BY t.thread_key LIMIT %(limit)s;
 SELECT count(*) FROM haive.thread WHERE tenant_id = %(tenant)s;
 
 -- name: plaintext_pieces
--- A thread's pieces in plaintext.
-SELECT haive.written_before(xmin, %(moment)s) AS trusted, piece_no, payload FROM haive.piece
-WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(payload, 1, 1) < '\x80';
+-- The sizes of a thread's pieces in plaintext. All payloads at once might take more memory than there is.
+SELECT haive.written_before(xmin, %(moment)s) AS trusted, piece_no, octet_length(payload) FROM haive.piece
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(payload, 1, 1) < '\x80' ORDER BY piece_no;
+
+-- name: some_pieces
+-- Some pieces of a thread that is locked.
+SELECT piece_no, payload FROM haive.piece
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND piece_no = ANY (%(numbers)s::bigint[]);
 
 -- name: plaintext_writes
 -- A thread's pending writes in plaintext.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import psycopg
 from langchain_core.messages import AIMessage, HumanMessage
 
-from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer import CheckpointConfig, Checkpointer
+from haive_persistence.checkpointer.ids import thread_key
+from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.db import Database
 from tests.builders import store, thread
 
@@ -50,3 +53,23 @@ def test_delete_for_runs_takes_their_checkpoints_and_no_others(saver: Checkpoint
     assert [t.metadata["run_id"] for t in found] == ["run-0", "run-0"]
     assert [t.checkpoint["channel_values"]["draft"][:7] for t in found] == ["draft 3", "draft 0"]
     assert [t.parent_config for t in found] == [found[1].config, None]
+
+
+def test_a_thread_with_many_long_sequences_is_pruned(database: Database, saver: Checkpointer) -> None:
+    """Each list of many ranges is a sequence piece; unpacked all at once they would not fit into one read."""
+    messages = [HumanMessage(f"m{j} " + "x" * 20, id=str(j)) for j in range(300)]
+    config = store(saver, {"messages": messages}, thread())
+    for run in range(30):
+        some = sorted(random.Random(run).sample(range(300), 150))
+        config = store(saver, {"messages": [messages[j] for j in some]}, config, run_id=f"r{run}")
+    small = Checkpointer(database, config=CheckpointConfig(max_read_bytes=200_000))
+    log = saver._parts.context.cache.get(thread_key(database.tenant, "t").bytes)
+    assert log is not None
+    sequences = sum(map(len, log.sequences.values()))
+    assert sequences * mf.NUMBER_BYTES > 200_000
+    small.delete_for_runs(["r7", "r9"])
+    assert len(list(saver.list(thread()))) == 29
+    small.prune(["t"])
+    found = small.get_tuple(thread())
+    assert found is not None
+    assert [m.id for m in found.checkpoint["channel_values"]["messages"]] == list(map(str, some))

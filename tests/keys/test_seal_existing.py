@@ -16,8 +16,16 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence import Checkpointer, EncryptionConfig
 from haive_persistence.checkpointer import DamagedCheckpoint, UnsealedCheckpoint
-from haive_persistence.db import Database
-from haive_persistence.errors import ConfigError, PlaintextRefusedError, SealError, WrongKeyError
+from haive_persistence.checkpointer.seal_threads import SealThreads
+from haive_persistence.db import Database, RoundTrip
+from haive_persistence.db.protocol import run_sync
+from haive_persistence.errors import (
+    ConfigError,
+    DatabaseError,
+    PlaintextRefusedError,
+    SealError,
+    WrongKeyError,
+)
 from tests.checkpointer.conftest import store, thread
 
 KEY = secrets.token_bytes(32)
@@ -97,6 +105,40 @@ def test_threads_are_sealed_as_they_were(database: Database, plaintext: Callable
     saver.prune(["b"])
     saver.copy_thread("c", "d")
     assert len(content(with_key(database), "d")) == len(before["c"])
+
+
+def in_chunks(database: Database, chunk_bytes: int) -> SealThreads:
+    return SealThreads(with_key(database)._parts.context, chunk_bytes)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 400, 5000])
+def test_a_large_thread_is_sealed_in_chunks(
+    database: Database, admin: psycopg.Connection[Any], plaintext: Callable[[], int], chunk_bytes: int
+) -> None:
+    """Its pieces need not fit into one statement. One that ends in between leaves the thread as it was."""
+    fill(Checkpointer(database), "large")
+    fill(Checkpointer(database), "other")
+    before, rows = content(Checkpointer(database), "large"), plaintext()
+    updates: list[str] = []
+
+    def hang_up(trip: RoundTrip) -> None:
+        updates.extend(text for text in trip.statements if "SET payload = k.payload" in text)
+        if len(updates) == 2:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    database.hooks.append(hang_up)
+    with pytest.raises(DatabaseError):
+        run_sync(in_chunks(database, chunk_bytes).seal_existing(database.blocking))
+    database.hooks.remove(hang_up)
+    assert plaintext() == rows
+    assert content(with_key(database, ACCEPTING), "large") == before  # which seals it
+    assert run_sync(in_chunks(database, chunk_bytes).seal_existing(database.blocking)) == 1
+    assert plaintext() == 0
+    assert content(with_key(database), "large") == before
+    assert len(content(with_key(database), "other")) == len(before)
 
 
 async def test_sealing_does_not_block(database: Database, plaintext: Callable[[], int]) -> None:

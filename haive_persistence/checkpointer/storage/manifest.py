@@ -56,6 +56,7 @@ class Slice(NamedTuple):
 Part = int | Slice | Entry  # a piece, a slice of a sequence piece, an element with its own manifest
 
 MAX_NESTING = 64  # of manifests in manifests; writers stop at 16
+_UNPACKED = 8  # sequences that stay unpacked
 NUMBER_BYTES = 64  # that the number of a piece takes in memory, about
 SEQUENCE_BYTES = 64  # a sequence whose ranges take more than this becomes a sequence piece
 
@@ -254,3 +255,23 @@ def decode_sequence(data: bytes, budget: Budget | None = None) -> list[int]:
         expected = start + steps[at + 1]
         out.extend(range(start, expected))
     return out
+
+
+class PackedSequences(dict[int, list[int]]):
+    """A thread's sequence pieces, each unpacked when a manifest names it.
+
+    All of them unpacked may take far more memory than any one of them: a few of moderate size stay.
+    """
+
+    def __init__(self, packed: Mapping[int, bytes], max_bytes: int) -> None:
+        super().__init__()
+        self._packed = packed
+        self._max_bytes = max_bytes
+
+    def __missing__(self, no: int) -> list[int]:
+        numbers = decode_sequence(self._packed[no], Budget(self._max_bytes))
+        if NUMBER_BYTES * len(numbers) <= self._max_bytes // (2 * _UNPACKED):
+            if len(self) == _UNPACKED:
+                del self[next(iter(self))]
+            self[no] = numbers
+        return numbers
