@@ -2,14 +2,19 @@
 
 Each `Checkpointer` of the machine has a cache of its own, as separate processes have. Whatever one of them
 does, what any of them reads afterwards must be what the model says: a stale cache may cost a round trip,
-never a wrong state.
+never a wrong state. What two of them do to one thread at the same time must have the outcome of one after
+the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import uuid
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +32,7 @@ THREADS = ("a", "b")
 NAMESPACES = ("", "child", "sub:1")
 CHANNELS = ("messages", "files", "note")
 SAVERS = 3
+AT_ONCE = ("put", "put", "writes", "delete", "prune", "delete_run", "copy")
 
 scalars = (
     st.none()
@@ -41,6 +47,16 @@ files = st.dictionaries(
 texts = st.sampled_from(["yes", "no", "hello " * 20, "x" * 300, "y" * 1200])
 
 
+Threads = dict[str, dict[str, dict[str, Any]]]
+
+
+class Operation(NamedTuple):
+    """One call, and what it does to the model."""
+
+    call: Callable[[], object]
+    apply: Callable[[Threads], object]
+
+
 class Model(RuleBasedStateMachine):
     """Threads as dictionaries: {thread: {namespace: {checkpoint id: (parent, checkpoint, metadata, writes)}}}."""
 
@@ -51,7 +67,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         view = self.database.for_tenant(uuid.uuid4().hex)
         self.savers = [Checkpointer(view, config=self.config) for _ in range(SAVERS)]
-        self.threads: dict[str, dict[str, dict[str, Any]]] = {}
+        self.threads: Threads = {}
         self.step = 0
 
     # --- making checkpoints
@@ -59,6 +75,14 @@ class Model(RuleBasedStateMachine):
     def _put(
         self, saver: int, thread: str, ns: str, parent: str | None, values: dict[str, Any], changed: list[str]
     ) -> str:
+        operation, id_ = self._next(saver, thread, ns, parent, values, changed)
+        operation.call()
+        operation.apply(self.threads)
+        return id_
+
+    def _next(
+        self, saver: int, thread: str, ns: str, parent: str | None, values: dict[str, Any], changed: list[str]
+    ) -> tuple[Operation, str]:
         self.step += 1
         before = self._line(thread, ns).get(parent) if parent else None
         versions = dict(before["checkpoint"]["channel_versions"]) if before else {}
@@ -78,9 +102,14 @@ class Model(RuleBasedStateMachine):
         config = {"configurable": {"thread_id": thread, "checkpoint_ns": ns}}
         if parent:
             config["configurable"]["checkpoint_id"] = parent
-        self.savers[saver].put(config, checkpoint, metadata, {c: versions[c] for c in changed})
-        self.threads.setdefault(thread, {}).setdefault(ns, {})[checkpoint["id"]] = kept
-        return checkpoint["id"]
+        new = {channel: versions[channel] for channel in changed}
+        operation = Operation(
+            lambda: self.savers[saver].put(config, checkpoint, metadata, new),
+            lambda threads: (
+                threads.setdefault(thread, {}).setdefault(ns, {}).update({checkpoint["id"]: kept})
+            ),
+        )
+        return operation, checkpoint["id"]
 
     def _line(self, thread: str, ns: str) -> dict[str, Any]:
         return self.threads.get(thread, {}).get(ns, {})
@@ -187,30 +216,48 @@ class Model(RuleBasedStateMachine):
 
     @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS))
     def delete_thread(self, saver: int, thread: str) -> None:
-        self.savers[saver].delete_thread(thread)
-        self.threads.pop(thread, None)
+        self._do(self._delete(saver, thread))
+
+    def _do(self, operation: Operation) -> None:
+        operation.call()
+        operation.apply(self.threads)
+
+    def _delete(self, saver: int, thread: str) -> Operation:
+        return Operation(
+            lambda: self.savers[saver].delete_thread(thread), lambda threads: threads.pop(thread, None)
+        )
 
     @rule(saver=st.integers(0, SAVERS - 1), thread=st.sampled_from(THREADS))
     def prune(self, saver: int, thread: str) -> None:
-        self.savers[saver].prune([thread], strategy="keep_latest")
-        for line in self.threads.get(thread, {}).values():
-            latest = max(line)
-            for id_ in [i for i in line if i != latest]:
-                del line[id_]
-            line[latest]["parent"] = None
+        self._do(self._prune(saver, thread))
+
+    def _prune(self, saver: int, thread: str) -> Operation:
+        def apply(threads: Threads) -> None:
+            for line in threads.get(thread, {}).values():
+                latest = max(line)
+                for id_ in [i for i in line if i != latest]:
+                    del line[id_]
+                line[latest]["parent"] = None
+
+        return Operation(lambda: self.savers[saver].prune([thread], strategy="keep_latest"), apply)
 
     @rule(saver=st.integers(0, SAVERS - 1), run=st.integers(0, 2))
     def delete_run(self, saver: int, run: int) -> None:
-        self.savers[saver].delete_for_runs([f"run-{run}"])
-        for thread in list(self.threads):
-            for ns, line in list(self.threads[thread].items()):
-                for id_ in [i for i, kept in line.items() if kept["metadata"]["run_id"] == f"run-{run}"]:
-                    del line[id_]
-                for kept in line.values():
-                    if kept["parent"] not in line:
-                        kept["parent"] = None
-                if not line:
-                    del self.threads[thread][ns]
+        self._do(self._delete_run(saver, run))
+
+    def _delete_run(self, saver: int, run: int) -> Operation:
+        def apply(threads: Threads) -> None:
+            for lines in threads.values():
+                for ns, line in list(lines.items()):
+                    for id_ in [i for i, kept in line.items() if kept["metadata"]["run_id"] == f"run-{run}"]:
+                        del line[id_]
+                    for kept in line.values():
+                        if kept["parent"] not in line:
+                            kept["parent"] = None
+                    if not line:
+                        del lines[ns]
+
+        return Operation(lambda: self.savers[saver].delete_for_runs([f"run-{run}"]), apply)
 
     @rule(saver=st.integers(0, SAVERS - 1), source=st.sampled_from(THREADS))
     def copy_thread(self, saver: int, source: str) -> None:
@@ -223,6 +270,104 @@ class Model(RuleBasedStateMachine):
         else:
             with pytest.raises(errors.NotFoundError):
                 self.savers[saver].copy_thread(source, target)
+
+    # --- two at once
+
+    @rule(
+        thread=st.sampled_from(THREADS),
+        first=st.sampled_from(AT_ONCE),
+        second=st.sampled_from(AT_ONCE),
+        note=scalars,
+    )
+    def two_at_once(self, thread: str, first: str, second: str, note: Any) -> None:
+        """Two savers on one thread: as if one had come after the other, whoever looks; no error."""
+        operations = [self._at_once(name, saver, thread, note) for saver, name in enumerate((first, second))]
+        start = Barrier(2)
+
+        def call(operation: Operation) -> None:
+            start.wait(30)
+            operation.call()
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(call, operation) for operation in operations]:
+                done.result(60)
+        outcomes = []
+        for order in (operations, operations[::-1]):
+            outcomes.append(copy.deepcopy(self.threads))
+            for operation in order:
+                operation.apply(outcomes[-1])
+        seen = [self._stored(saver) for saver in (*self.savers, self._new_saver())]
+        assert all(one == seen[0] for one in seen)
+        possible = [outcome for outcome in outcomes if _content(outcome) == seen[0]]
+        assert possible
+        self._go_on(possible[0], thread)
+
+    def _at_once(self, name: str, saver: int, thread: str, note: Any) -> Operation:
+        if name == "delete":
+            return self._delete(saver, thread)
+        if name == "prune":
+            return self._prune(saver, thread)
+        if name == "delete_run":
+            return self._delete_run(saver, self.step % 3)
+        if name == "copy":
+            return self._copy_to_new(saver, thread)
+        line = self._line(thread, "")
+        parent = max(line, default=None)
+        if name == "writes" and parent is not None:
+            return self._write(saver, thread, parent, note)
+        values = {"messages": [], "files": {}, "note": None}
+        if parent is not None:
+            values = copy.deepcopy(line[parent]["checkpoint"]["channel_values"])
+        values["messages"] = [*values["messages"], HumanMessage("at once", id=str(uuid.uuid4()))]
+        return self._next(saver, thread, "", parent, {**values, "note": note}, ["messages", "note"])[0]
+
+    def _copy_to_new(self, saver: int, thread: str) -> Operation:
+        target = f"copy-{saver}"
+
+        def call() -> None:
+            with contextlib.suppress(errors.NotFoundError):
+                self.savers[saver].copy_thread(thread, target)
+
+        def apply(threads: Threads) -> None:
+            if threads.get(thread):
+                threads[target] = copy.deepcopy(threads[thread])
+
+        return Operation(call, apply)
+
+    def _write(self, saver: int, thread: str, id_: str, note: Any) -> Operation:
+        config = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": id_}}
+
+        def apply(threads: Threads) -> None:
+            kept = threads.get(thread, {}).get("", {}).get(id_)
+            if kept is not None:
+                kept["writes"].setdefault((f"at-once-{saver}", 0), ("note", note))
+
+        return Operation(
+            lambda: self.savers[saver].put_writes(config, [("note", note)], f"at-once-{saver}", "path"), apply
+        )
+
+    def _new_saver(self) -> Checkpointer:
+        return Checkpointer(self.savers[0].database, config=self.config)
+
+    def _stored(self, saver: Checkpointer) -> Any:
+        return _in_order(
+            (
+                found.config["configurable"]["thread_id"],
+                found.config["configurable"]["checkpoint_ns"],
+                found.checkpoint,
+                found.metadata,
+                found.pending_writes,
+            )
+            for found in saver.list(None)
+        )
+
+    def _go_on(self, threads: Threads, thread: str) -> None:
+        """Add to what came of it; then take it away, for the next draws must not depend on who was first."""
+        self.threads = threads
+        self._do(self._at_once("put", 2, thread, "later"))
+        assert all(self._stored(saver) == _content(self.threads) for saver in self.savers)
+        for id_ in (thread, "copy-0", "copy-1"):
+            self._do(self._delete(2, id_))
 
     # --- what must hold
 
@@ -267,8 +412,26 @@ class Model(RuleBasedStateMachine):
         assert found.metadata == kept["metadata"]
         parent = found.parent_config and found.parent_config["configurable"]["checkpoint_id"]
         assert parent == kept["parent"]
-        wanted = sorted((("path", task, idx), task, *write) for (task, idx), write in kept["writes"].items())
-        assert found.pending_writes == [(task, channel, value) for _, task, channel, value in wanted]
+        assert found.pending_writes == _writes(kept)
+
+
+def _writes(kept: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    wanted = sorted((("path", task, idx), task, *write) for (task, idx), write in kept["writes"].items())
+    return [(task, channel, value) for _, task, channel, value in wanted]
+
+
+def _content(threads: Threads) -> Any:
+    """The model as `list(None)` shows it, but for parents."""
+    return _in_order(
+        (thread, ns, kept["checkpoint"], kept["metadata"], _writes(kept))
+        for thread, lines in threads.items()
+        for ns, line in lines.items()
+        for kept in line.values()
+    )
+
+
+def _in_order(found: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return sorted(found, key=lambda one: (one[0], one[1], one[2]["id"]))
 
 
 def _run(database: Database, config: CheckpointConfig, examples: int) -> None:
