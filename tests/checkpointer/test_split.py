@@ -10,6 +10,7 @@ import sys
 import types
 import uuid
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,6 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.types import Send
 
+from haive_persistence.checkpointer.storage import encoder
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.decoder import Decoder
 from haive_persistence.checkpointer.storage.encoder import Encoder
@@ -283,6 +285,20 @@ def test_numbers_lists_are_stored_in_slices() -> None:
     assert len(thread.stored) <= before + 1
 
 
+def test_ids_of_a_long_thread_are_read_from_a_few_pieces() -> None:
+    thread = Thread()
+    messages: list[Any] = []
+    for turn in range(300):
+        messages.append(HumanMessage(f"turn {turn} " * 9))
+        thread.write([messages[-1]])  # as a node returns it
+        messages[-1].id = str(uuid.uuid4())  # as the reducer leaves it
+        manifest, base = thread.write(messages)
+    assert thread.read(manifest, base) == messages
+    named = sum(count for _, count in mf.piece_numbers(manifest, base, thread.log.sequences))
+    assert named < 300 + 70
+    assert len(mf.pack(manifest)) < 40
+
+
 def test_an_id_is_given_to_no_other_message_of_the_same_words() -> None:
     """Named by another process without its id, or with another, beside one whose id came in the same piece."""
     first, second = HumanMessage("first " * 30), HumanMessage("second " * 30)
@@ -306,9 +322,12 @@ said_in = st.lists(st.tuples(st.sampled_from("aab"), ids), max_size=4)
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), said_in, st.booleans()), max_size=7))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), said_in, st.booleans()), max_size=7), st.sampled_from([1, 2, 64])
+)
 @example(  # one process: the last has no id yet
-    [(0, [("a", str(i)) for i in range(n)] + [("a", None)], False) for n in range(5)]
+    [(0, [("a", str(i)) for i in range(n)] + [("a", None)], False) for n in range(5)],
+    64,
 )
 @example(  # the one text is given an id by two pieces, of two processes; a third names both
     [
@@ -316,12 +335,16 @@ said_in = st.lists(st.tuples(st.sampled_from("aab"), ids), max_size=4)
         (0, [("a", "1"), ("b", "2")], False),
         (1, [("a", "3"), ("c", "4")], True),
         (2, [("a", "1"), ("b", "2"), ("c", "4")], True),
-    ]
+    ],
+    64,
 )
 def test_messages_with_and_without_ids_in_several_processes(
-    steps: list[tuple[int, list[tuple[str, str | None]], bool]],
+    steps: list[tuple[int, list[tuple[str, str | None]], bool]], join: int
 ) -> None:
-    """Two texts, without an id, with one, or with another, in any order; processes read each other's."""
+    """Two texts, without an id, with one, or with another, in any order; processes read each other's.
+
+    `join`: from how many id pieces on they are joined.
+    """
     processes = [Thread() for _ in range(3)]
     for process in processes:
         process.stored = processes[0].stored
@@ -332,12 +355,13 @@ def test_messages_with_and_without_ids_in_several_processes(
             found = processes[0].read(manifest, base, log)
             assert [(m.content[0], m.id) for m in found] == wanted
 
-    for who, said, reads in steps:
-        messages = [HumanMessage(text * 60, id=id_) for text, id_ in said]
-        written.append((said, *processes[who].write(messages)))
-        if reads:
-            check(processes[1 - who].log)
-            check(processes[2].log)
+    with mock.patch.object(encoder, "JOIN", join):
+        for who, said, reads in steps:
+            messages = [HumanMessage(text * 60, id=id_) for text, id_ in said]
+            written.append((said, *processes[who].write(messages)))
+            if reads:
+                check(processes[1 - who].log)
+                check(processes[2].log)
     for log in (None, *(process.log for process in processes)):
         check(log)
 

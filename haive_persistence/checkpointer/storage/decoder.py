@@ -61,8 +61,7 @@ class IdPiece:
     __slots__ = ("ids",)
 
     def __init__(self, no: int, data: bytes) -> None:
-        flat = mf.unpack(data)
-        self.ids = {no - flat[i]: (unpack_uuid(flat[i + 1]), no) for i in range(0, len(flat), 2)}
+        self.ids = {piece: (unpack_uuid(id_), no) for piece, id_ in mf.decode_ids(no, data)}
 
 
 class Decoder:
@@ -72,7 +71,7 @@ class Decoder:
         self._load = codec.load
         self._log = log
         self.pieces, self._runs = log.cached()
-        self._last_ids: tuple[Sequence[Any], int, Ids] | None = None
+        self._last_ids: dict[int, tuple[Sequence[Any], int, Ids]] = {}  # of single ones, of joined ones
         self._load_all = codec.load_all
         self._current: dict[type, bool] = {}
 
@@ -125,7 +124,9 @@ class Decoder:
     def _list(self, manifest: list[Any], base: int) -> list[Any]:
         out: list[Any] = []
         (items, start), *given = mf.items_of(manifest, base)
-        ids = self._ids(*given[0]) if given else _NO_IDS
+        ids: Ids = _NO_IDS
+        for at, (id_items, first) in enumerate(given):
+            ids = {**ids, **self._ids(at, id_items, first)}
         for part in self._gathered(items, start):
             if type(part[0]) is int:
                 out += self._parts(part, ids, "list")[1]
@@ -133,10 +134,11 @@ class Decoder:
                 out.append(self.decode(part[1], base))
         return out
 
-    def _ids(self, items: Sequence[Any], base: int) -> Ids:
+    def _ids(self, at: int, items: Sequence[Any], base: int) -> Ids:
         """Message piece -> (id, id piece). One checkpoint's are often those of the next."""
-        if self._last_ids is not None and self._last_ids[:2] == (items, base):
-            return self._last_ids[2]
+        last = self._last_ids.get(at)
+        if last is not None and last[:2] == (items, base):
+            return last[2]
         out: dict[int, tuple[str, int]] = {}
         pieces = self.pieces
         for part in mf.decode_items(items, base, self._log.sequences):
@@ -144,9 +146,9 @@ class Decoder:
                 piece = pieces[no]
                 if type(piece) is not IdPiece:
                     piece = pieces[no] = IdPiece(no, piece)
-                    self._log.record_id_piece(piece.ids, no)
+                    self._log.record_ids(piece.ids)
                 out.update(piece.ids)
-        self._last_ids = (items, base, out)
+        self._last_ids[at] = (items, base, out)
         return out
 
     def _gathered(self, items: Sequence[Any], start: int) -> Iterator[list[Any]]:

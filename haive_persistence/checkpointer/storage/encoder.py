@@ -22,11 +22,18 @@ from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence._text import is_utf8
-from haive_persistence.checkpointer.ids import pack_uuid, pack_uuids
+from haive_persistence.checkpointer.ids import pack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
 from haive_persistence.checkpointer.storage.piece_index import Batch, Key, key_of
-from haive_persistence.checkpointer.storage.piece_numbers import IDS, LISTS, OTHER, start_of
+from haive_persistence.checkpointer.storage.piece_numbers import (
+    IDS,
+    JOINED_IDS,
+    LISTS,
+    OTHER,
+    part_of,
+    start_of,
+)
 from haive_persistence.codec import Codec, SafeSerializer
 
 TINY = 40  # bytes; serialised values up to this stay in the manifest
@@ -35,6 +42,7 @@ LARGE = 1024  # bytes; a channel's list or dict above this is split
 LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
 MAX_DEPTH = 16  # manifests in manifests; what is further inside is one piece
+JOIN = 64  # messages with an id piece each, from which on one piece gives them their ids
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
 _OF_MESSAGES = b"langchain_core.messages"  # in the serialised form of a message
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
@@ -156,7 +164,20 @@ class Encoder:
             self._give_ids(ids)
         if not ids.by_piece:
             return [mf.LIST, items]
-        return [mf.LIST, items, self._items(list(dict.fromkeys(ids.by_piece.values())), IDS)]
+        return [mf.LIST, items, *self._id_items(ids.by_piece)]
+
+    def _id_items(self, by_piece: dict[int, int]) -> list[list[Any]]:
+        """The id pieces of a list; many of one message each are joined, which are read as one."""
+        single = {piece: no for piece, no in by_piece.items() if part_of(no) != JOINED_IDS}
+        joined = list(dict.fromkeys(no for no in by_piece.values() if part_of(no) == JOINED_IDS))
+        if len(single) >= JOIN:
+            given = self._batch.given_ids
+            ids = {piece: one[0] for piece in single if (one := given.get(piece)) is not None}
+            if len(ids) == len(single):
+                joined.append(self._batch.add_ids(ids, JOINED_IDS))
+                single = {}
+        items = self._items(list(dict.fromkeys(single.values())), IDS)
+        return [items, self._items(joined, JOINED_IDS)] if joined else [items]
 
     def _list_parts(self, value: list[Any], ids: _Ids) -> list[Any]:
         budget = _Budget()
@@ -225,16 +246,18 @@ class Encoder:
         if type(found) is int:
             if message.id is not None:
                 return found
-            if found not in ids.by_piece and found not in self._batch.id_piece_by_message:
+            if found not in ids.by_piece and found not in self._batch.given_ids:
                 ids.bare.add(found)
                 return found
             return self._unshared(self._dump([message]), ids)
         if found is not None:
-            no, id_piece = cast("tuple[int, int]", found)
+            no = cast("tuple[int, int]", found)[0]
+            given = self._batch.given_ids.get(no)
             if (
-                no not in ids.bare
-                and self._batch.id_piece_by_message.get(no) == id_piece
-                and ids.by_piece.setdefault(no, id_piece) == id_piece
+                given is not None
+                and given[0] == message.id
+                and no not in ids.bare
+                and ids.by_piece.setdefault(no, given[1]) == given[1]
             ):
                 return no
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
@@ -260,7 +283,7 @@ class Encoder:
     def _unshared(self, data: bytes, ids: _Ids) -> int:
         """A piece of a message without an id that no id piece gives one."""
         no = self._batch.intern("apart", data, LISTS)
-        if no in self._batch.id_piece_by_message or no in ids.by_piece:
+        if no in self._batch.given_ids or no in ids.by_piece:
             no = self._batch.add(key_of("apart", data), data, LISTS)
         ids.bare.add(no)
         return no
@@ -271,20 +294,16 @@ class Encoder:
         if bare is None or message_key(message) != fields:
             return None
         found = self._batch.find(key_of(type(message), bare))
-        taken = found in ids.by_piece or found in ids.bare or found in self._batch.id_piece_by_message
+        taken = found in ids.by_piece or found in ids.bare or found in self._batch.given_ids
         return found if type(found) is int and not taken else None
 
     def _give_ids(self, ids: _Ids) -> None:
         """One piece with the ids that messages of this list got. A piece is given an id once."""
-        no = self._batch.reserve(IDS)
-        flat: list[Any] = []
-        for piece, (id_, key, bare) in ids.new.items():
-            flat += (no - piece, pack_uuid(id_))
+        no = self._batch.add_ids({piece: id_ for piece, (id_, _, _) in ids.new.items()}, IDS)
+        for piece, (_, key, bare) in ids.new.items():
             self._batch.record_location(key, (piece, no))
             self._batch.forget(bare)
-            self._batch.id_piece_by_message[piece] = no
             ids.by_piece[piece] = no
-        self._batch.put(no, mf.pack(flat))
 
     def _nested(self, element: Any, data: bytes, budget: _Budget) -> mf.Manifest | None:
         """The manifest of an element worth splitting, else None. `data`: its serialised form, or nothing."""

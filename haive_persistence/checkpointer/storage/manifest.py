@@ -8,6 +8,7 @@ described by a *manifest*, which names pieces instead of holding them:
     [0, no]         a value that is piece `no`
     [1, items]      a list: its items one after the other
     [1, items, items]   the same, with the pieces that give ids to messages stored before they had one
+    [1, items, items, items]   the same, with those that give ids to many
     [2, items]      a dict: its items one after the other
     [3, node, m]    a `Send` to `node` whose argument is manifest `m`
     [4, m]          a `_DeltaSnapshot` of manifest `m`
@@ -28,18 +29,26 @@ is written once as a *sequence piece*, and from then on named by a slice of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import ormsgpack
 
-from haive_persistence.checkpointer.storage.piece_numbers import IDS, LISTS, OTHER, ranges, start_of
+from haive_persistence.checkpointer.storage.piece_numbers import (
+    IDS,
+    JOINED_IDS,
+    LISTS,
+    OTHER,
+    ranges,
+    start_of,
+)
 from haive_persistence.codec.limits import MAX_READ_BYTES, Budget
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_suspicious
 from haive_persistence.errors import DecodeError
 
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
 
-_FROM = {LIST: (LISTS, IDS), DICT: (OTHER,)}
+_FROM = {LIST: (LISTS, IDS, JOINED_IDS), DICT: (OTHER,)}
 
 Manifest = Any  # as drawn above; only a list that is not empty names pieces
 Entry = tuple[str | None, Manifest]  # (key or None, manifest) of one element that has its own
@@ -230,6 +239,23 @@ def _rebase_items(items: Sequence[Any], by: int) -> list[Any]:
         moved = moved or width == 2
         at += width
     return out
+
+
+def encode_ids(no: int, ids: Iterable[tuple[int, bytes | str]]) -> bytes:
+    """An id piece as piece `no`: message pieces, as differences to the one before, each with its id."""
+    out: list[Any] = []
+    before = no
+    for piece, id_ in ids:
+        out += (piece - before, id_)
+        before = piece
+    return pack(out)
+
+
+def decode_ids(no: int, data: bytes) -> list[tuple[int, bytes | str]]:
+    """The message pieces of id piece `no`, with the id of each."""
+    flat = unpack(data)
+    pieces = list(accumulate(flat[::2], initial=no))[1:]
+    return list(zip(pieces, flat[1::2], strict=True))
 
 
 def encode_sequence(numbers: Sequence[int]) -> bytes:

@@ -5,8 +5,8 @@ again. It is tied to the thread's *epoch*; every statement that relies on it che
 SQL, so what has gone stale is refused there, dropped here, and read or sent again.
 
 Numbers. A process takes piece numbers from a *number block* of its own: 43 random bits, then a 20-bit
-counter in three parts: slices of lists, ids of messages, and everything else, so that what is
-appended to a list gets consecutive numbers. A block is confirmed once a plain INSERT into it was
+counter in four parts: slices of lists, ids of a message, ids of many, and everything else, so that what
+is appended to a list gets consecutive numbers. A block is confirmed once a plain INSERT into it was
 acknowledged: from then on no other process can use it, so a piece may be sent twice (`ON CONFLICT DO
 NOTHING`) until its first acknowledgement, by whichever statement names it. That is how a checkpoint
 can name a message that a write still in flight is about to store.
@@ -21,12 +21,16 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
+from haive_persistence.checkpointer.ids import pack_uuid
+from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.piece_numbers import (
+    JOINED_IDS,
     OTHER,
     PART_ENDS,
     PART_STARTS,
     BlockFull,
     new_block,
+    part_of,
     used_up,
 )
 
@@ -39,12 +43,14 @@ LOG_BYTES = 1600
 CHECKPOINT_BYTES = 1000
 KEY_BYTES = 300
 PIECE_BYTES = 100
+GIVEN_BYTES = 250
 GRID_BYTES = 3000
 MAX_GRIDS = 256
 LONG_KEY = 1024  # of longer keys a digest is stored
 
 Key = tuple[Any, bytes]  # (class or kind, exact bytes or their 256-bit digest)
-PieceRef = int | tuple[int, int]  # a piece, or a message's piece with the piece that gives it its id
+PieceRef = int | tuple[int, int]  # a piece, or a message's piece with one that gives it its id
+Given = tuple[str, int]  # the id that a message got after it was stored, and the piece that gives it
 
 
 def new_epoch() -> int:
@@ -87,8 +93,8 @@ class ThreadLog:
         "clock",
         "delta_depth",
         "epoch",
+        "given_ids",
         "grids",
-        "id_piece_by_message",
         "is_spared",
         "known",
         "lock",
@@ -108,7 +114,7 @@ class ThreadLog:
         # True once the tenant was seen to have no data key at this epoch: making the first one ends it.
         self.accepts_plaintext = False
         self.block: int | None = None
-        self.next_numbers = [0, 0, 0]
+        self.next_numbers = [0] * len(PART_STARTS)
         self.known: dict[Key, PieceRef] = {}
         self.grids: dict[Key, list[int]] = {}  # slices of lists and dicts by their bytes: their pieces
         self.unacknowledged: dict[int, bytes] = {}
@@ -118,9 +124,9 @@ class ThreadLog:
         # Small pieces as they are stored, which came with a read and may be templates: see `Writes`.
         self.unopened: dict[int, bytes] = {}
         self.sequences: dict[int, list[int]] = {}
-        # Messages that an id piece gives an id, and the one that does; 0 if several do. Where such a piece is
-        # named for another message of it, they get theirs too: so they are named with it or not at all.
-        self.id_piece_by_message: dict[int, int] = {}
+        # Message pieces that id pieces give an id; None if they give several. Where such an id piece is named
+        # for another message of it, they get theirs too: so they are named with it or not at all.
+        self.given_ids: dict[int, Given | None] = {}
         # Pieces that were decoded, and whether they may stay decoded.
         self.cacheable_by_piece: dict[int, bool] = {}
         self.checkpoints: dict[tuple[int, bytes], KnownCheckpoint] = {}
@@ -145,7 +151,7 @@ class ThreadLog:
 
     def bytes_taken(self) -> int:
         """Memory that all this takes, about."""
-        per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + PIECE_BYTES * len(self.id_piece_by_message)
+        per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + GIVEN_BYTES * len(self.given_ids)
         checkpoints = CHECKPOINT_BYTES * (len(self.checkpoints) + len(self.stored_writes))
         parts = checkpoints + per_piece + GRID_BYTES * len(self.grids) + 2 * PIECE_BYTES * len(self.unopened)
         sizes: list[int] = [ancestry.size for ancestry in list(self.ancestries.values())]
@@ -200,11 +206,16 @@ class ThreadLog:
             self.sequences[no] = numbers
             self.bytes_held += 8 * len(numbers)
 
-    def record_id_piece(self, messages: Iterable[int], id_piece: int) -> None:
-        """Record which messages an id piece has the ids of."""
-        for no in messages:
-            if self.id_piece_by_message.setdefault(no, id_piece) != id_piece:
-                self.id_piece_by_message[no] = 0
+    def record_ids(self, given: Mapping[int, Given]) -> None:
+        """Record the ids that an id piece gives. Of two that give the same, one that gives many is named."""
+        for message, one in given.items():
+            known = self.given_ids.setdefault(message, one)
+            if known is None or known is one:
+                continue
+            if known[0] != one[0]:
+                self.given_ids[message] = None
+            elif part_of(one[1]) == JOINED_IDS:
+                self.given_ids[message] = one
 
     def latest_sequences(self) -> list[tuple[int, list[int]]]:
         """The sequence pieces that were added last, the latest first."""
@@ -253,7 +264,8 @@ class Batch:
         self.shared = log.block is not None
         self.base: int = log.block if log.block is not None else new_block()
         self._next = log.next_numbers if self.shared else [self.base + start for start in PART_STARTS]
-        self.id_piece_by_message = log.id_piece_by_message
+        self.given_ids = log.given_ids
+        self._joined: dict[int, Given] = {}
         self._own: dict[Key, PieceRef] = {}
         self.send: dict[int, bytes] = {}
         self._made: list[int] = []
@@ -346,6 +358,17 @@ class Batch:
             self._new_sequences[no] = numbers
         return no
 
+    def add_ids(self, given: Mapping[int, str], part: int) -> int:
+        """A piece that gives ids to message pieces."""
+        no = self.reserve(part)
+        self.put(no, mf.encode_ids(no, ((piece, pack_uuid(id_)) for piece, id_ in sorted(given.items()))))
+        ids = {piece: (id_, no) for piece, id_ in given.items()}
+        if part == JOINED_IDS:  # named from then on when it is stored: until then the others are
+            self._joined |= ids
+        else:
+            self.given_ids.update(ids)
+        return no
+
     def rollback(self) -> None:
         """Nothing is sent: forget what this batch made. Call before anyone else can have named it."""
         for key, location in self._own.items():
@@ -355,8 +378,8 @@ class Batch:
         for no in made:
             self._log.acknowledge(no)
             self._log.sequences.pop(no, None)
-        for message in [message for message, no in self._log.id_piece_by_message.items() if no in made]:
-            del self._log.id_piece_by_message[message]
+        for message in [m for m, given in self.given_ids.items() if given is not None and given[1] in made]:
+            del self.given_ids[message]
 
     def commit(self) -> None:
         """Record that the statement was committed: its pieces are there for good."""
@@ -365,6 +388,7 @@ class Batch:
             for no in self.send:
                 log.acknowledge(no)
             log.record_pieces(self.send)
+            log.record_ids(self._joined)
             if not self.shared:
                 self._merge()
 

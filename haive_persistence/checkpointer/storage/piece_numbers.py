@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 
-OTHER, IDS, LISTS = range(3)  # the parts of a number block: all else, ids of messages, slices of lists
+# The parts of a number block: all else, ids of messages, slices of lists, ids of many messages.
+OTHER, IDS, LISTS, JOINED_IDS = range(4)
 
 
 def start_of(part: int) -> int:
@@ -13,9 +14,13 @@ def start_of(part: int) -> int:
     return part << 18
 
 
+def part_of(number: int) -> int:
+    return number >> 18 & 3
+
+
 BLOCK_BITS = 20
 BLOCK_SIZE = 1 << BLOCK_BITS
-PART_STARTS = tuple(map(start_of, (OTHER, IDS, LISTS)))
+PART_STARTS = tuple(map(start_of, (OTHER, IDS, LISTS, JOINED_IDS)))
 PART_ENDS = (*PART_STARTS[1:], BLOCK_SIZE)
 MAX_PARTS = PART_ENDS[0]  # of the values of one statement, lists' slices not counted
 _ROOM = 1 << 16  # numbers left in a part when the block is given up for another: room for one large value
@@ -46,9 +51,4 @@ def ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def used_up(block: int, next_numbers: Sequence[int]) -> bool:
-    other, ids, lists = next_numbers
-    return (
-        other > block + PART_STARTS[1] - _ROOM
-        or ids > block + PART_STARTS[2] - _ROOM
-        or lists > block + BLOCK_SIZE - _ROOM
-    )
+    return any(no > block + end - _ROOM for no, end in zip(next_numbers, PART_ENDS, strict=True))
