@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -79,6 +79,24 @@ class Filler:
         return parts
 
 
+@asynccontextmanager
+async def open_sealed(place: str, *, asynchronous: bool) -> AsyncIterator[Any]:
+    from haive_persistence import Checkpointer, EncryptionConfig, PersistenceConfig
+
+    encryption = EncryptionConfig(encryption_key=bytes(range(32)))
+    saver = Checkpointer(PersistenceConfig(connection_string=place, encryption=encryption))
+    try:
+        yield saver
+    finally:
+        await harness.call(saver, "close", asynchronous=asynchronous)
+
+
+def openers(bench: Bench) -> harness.Openers:
+    """Ours seals with `--sealed`; the others' filters would find nothing then."""
+    found = {name: SAVERS[name] for name in WITH_SERVER}
+    return found | {harness.OURS: open_sealed} if bench.options.sealed else found
+
+
 def server_cpu_s(bench: Bench) -> dict[int, float]:
     """CPU seconds of the server's processes, by their ids; nothing where it runs elsewhere."""
     pids = bench.server.admin.execute("SELECT pid FROM pg_stat_activity").fetchall()
@@ -100,7 +118,7 @@ async def rates(bench: Bench, contenders: Sequence[Contender]) -> dict[str, Valu
     texts = [text(bench.options.bytes) for _ in range(100)]
     table: dict[str, Values] = {}
     for contender in contenders:
-        async with bench.opened(SAVERS[contender.name], contender.place) as saver:
+        async with bench.opened(openers(bench)[contender.name], contender.place) as saver:
             filler = Filler(saver, texts)
             await filler.fill(200)  # connections and statements
             before = psutil.Process().memory_info().rss
@@ -167,6 +185,28 @@ async def first_reads(bench: Bench, contenders: Sequence[Contender]) -> dict[str
     return {"get_tuple, thread not read before, ms": {n: sorted(t)[len(t) // 2] for n, t in times.items()}}
 
 
+async def views(bench: Bench, contenders: Sequence[Contender]) -> dict[str, Values]:
+    """What a tenant's view costs that is made per request, beside one that is kept: reads of a thread."""
+    times: dict[str, dict[str, float]] = {}
+    for contender in contenders:
+        if contender.name != harness.OURS:
+            continue
+        config: Any = {"configurable": {"thread_id": "thread 1", "checkpoint_ns": ""}}
+        kept = contender.saver.for_tenant("default")
+        of: dict[str, Callable[[], Any]] = {
+            "kept": lambda kept=kept: kept,
+            "per request": lambda saver=contender.saver: saver.for_tenant("default"),
+        }
+        spent = dict.fromkeys(of, 0.0)
+        for _, way in rounds(list(of), 2000):
+            start = time.process_time_ns()
+            await of[way]().aget_tuple(config)
+            spent[way] += (time.process_time_ns() - start) / 2000 / 1e3
+        for way, value in spent.items():
+            times[f"get_tuple by a view {way}, client CPU us"] = {contender.name: value}
+    return times
+
+
 def settle(contenders: Sequence[Contender]) -> None:
     for contender in contenders:
         with psycopg.connect(contender.place, autocommit=True) as connection:
@@ -175,27 +215,29 @@ def settle(contenders: Sequence[Contender]) -> None:
 
 async def run(bench: Bench) -> Tables:
     table: dict[str, Values] = {}
-    async with bench.contenders({name: SAVERS[name] for name in WITH_SERVER}) as contenders:
+    async with bench.contenders(openers(bench)) as contenders:
         wanted, bench.options.threads = bench.options.threads, min(1200, bench.options.threads)
         for contender in contenders:
             filler = Filler(contender.saver, [words.realistic(SEED)(bench.options.bytes)])
             await filler.fill(1200)
         table |= await listings(bench, contenders, 1200)
         bench.options.threads = wanted
-    async with bench.contenders({name: SAVERS[name] for name in WITH_SERVER}) as contenders:
+    async with bench.contenders(openers(bench)) as contenders:
         table |= await rates(bench, contenders)
         table |= await newest(bench, contenders, f"{wanted:,}, before the first ANALYZE")
         settle(contenders)
         table["disk bytes per checkpoint"] = {c.name: c.disk_bytes() / wanted for c in contenders}
         table |= await first_reads(bench, contenders)
+        table |= await views(bench, contenders)
         table |= await listings(bench, contenders, wanted)
-    return {f"one process, {wanted:,} threads": table}
+    return {f"one process, {wanted:,} threads{', sealed' if bench.options.sealed else ''}": table}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--threads", type=int, default=120_000)
     parser.add_argument("--bytes", type=int, default=200, help="size of the text in a checkpoint")
+    parser.add_argument("--sealed", action="store_true", help="ours seals its tenant's data")
     options = parser.parse_args(argv)
     options.asynchronous = True
     harness.execute(run, options)
