@@ -33,6 +33,7 @@ from haive_persistence.codec import data_types, standard_types
 from haive_persistence.codec.core_schema import CodeNeededError
 from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
+from haive_persistence.codec.fast_messages import begin_value
 from haive_persistence.codec.hash_flooding import MAX_ALIKE, check_maps
 from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, check_depth, is_suspicious
@@ -181,6 +182,7 @@ class Reader:
 
     def decode(self, data: bytes) -> Any:
         """Read a value. Raises DecodeError if it is damaged, DeepValueError if it needs a large stack."""
+        begin_value()
         try:
             if MUST_CHECK and is_suspicious(data):
                 check_counts(data)

@@ -12,6 +12,7 @@ messages built both ways at first use are the same. It does not depend on a rele
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import combinations
@@ -162,10 +163,30 @@ def _is_common(
     )
 
 
+class _FieldSets(threading.local):
+    def __init__(self) -> None:
+        self.by_class: dict[type, set[str]] = {}
+
+
+_field_sets = _FieldSets()
+
+
+def begin_value() -> None:
+    """Give the messages that are read from now on sets of their own, which say that all fields are set.
+
+    Those of one value share them: each takes as much memory as all else of a short message, and no
+    assignment adds to a set that is full.
+    """
+    _field_sets.by_class = {}
+
+
 def _make(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> Any:
     message = object.__new__(cls)
     SET_FIELDS(message, fields)
-    SET_FIELDS_SET(message, names.copy())
+    by_class = _field_sets.by_class
+    if cls not in by_class:
+        by_class[cls] = names.copy()
+    SET_FIELDS_SET(message, by_class[cls])
     SET_EXTRA(message, {})
     SET_PRIVATE(message, None)
     return message

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence.checkpointer.ids import unpack_uuid, unpack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.copies import CachedPiece, Run
 from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
-from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
+from haive_persistence.checkpointer.storage.piece_index import PieceRef, ThreadLog, key_of
 from haive_persistence.codec import Codec, lookup, unbuilt_count
 from haive_persistence.errors import DecodeError
 
@@ -210,26 +209,28 @@ class Decoder:
 
         Those decoded before are cached: they are put into `pieces` instead.
         """
-        places: list[int] = []
+        first: list[int] = []
+        again: list[int] = []
         for at, piece in enumerate(pieces):
             if type(piece) is CachedPiece and not self._are_current(piece.classes):
                 pieces[at] = self.pieces[numbers[at]] = piece.stored
             if type(pieces[at]) is bytes:
-                places.append(at)
+                (first if self._is_new(numbers[at]) else again).append(at)
         found: dict[int, _Parts] = {}
-        for at, (loaded, is_built) in zip(places, self._decoded([pieces[at] for at in places]), strict=True):
+        for at, (loaded, _) in zip(first, self._decoded([pieces[at] for at in first]), strict=True):
+            found[at] = parts = _split(kind, loaded)
+            self._learn(numbers[at], pieces[at], parts[1], ids.get(numbers[at]), kind)
+        # In a call of its own: messages read in one share their sets of fields, and these are not handed out.
+        for at, (loaded, is_built) in zip(again, self._decoded([pieces[at] for at in again]), strict=True):
             no, stored = numbers[at], pieces[at]
             parts = _split(kind, loaded)
-            if self._is_new(no):
-                self._learn(no, stored, parts[1], ids.get(no), kind)
+            if (given := ids.get(no)) is not None:
+                parts[1][0].__dict__["id"] = given[0]
+            if is_built and (cached := self._cached(no, stored, parts, given)) is not None:
+                pieces[at] = cached
             else:
-                if (given := ids.get(no)) is not None:
-                    parts[1][0].__dict__["id"] = given[0]
-                if is_built and (cached := self._cached(no, stored, parts, given)) is not None:
-                    pieces[at] = cached
-                    continue
-            found[at] = parts
-        return found
+                found[at] = parts
+        return dict(sorted(found.items())) if again else found
 
     def _decoded(self, parts: list[bytes]) -> Iterable[tuple[Any, bool]]:
         """Decode in one call, and tell of each whether it is built: what is not may be later."""
@@ -248,20 +249,17 @@ class Decoder:
     ) -> None:
         """Record where a part is stored, so that it is known when it is put again."""
         message: Any = values[0] if len(values) == 1 and kind == "list" else None
+        location: PieceRef = no
+        key = None
         if type(message) in MESSAGE_CLASSES:
             if given is not None:
                 message.__dict__["id"] = given[0]
-            self._register(no, message, stored, given)
-        else:
-            self._log.add_location(key_of(kind, stored), no)
-
-    def _register(self, no: int, message: BaseMessage, stored: bytes, given: tuple[str, int] | None) -> None:
-        fields = message_key(message)
-        if fields is None:
-            self._log.add_location(key_of("list", stored), no)
-        else:
-            location = no if given is None else (no, given[1])
-            self._log.add_location(key_of(type(message), fields), location)
+                location = no, given[1]
+            fields = message_key(message)
+            key = None if fields is None else key_of(type(message), fields)
+        if key is None:
+            key, location = key_of(kind, stored), no
+        self._log.add_location(key, location)
 
     def _is_new(self, no: int) -> bool:
         """Whether a piece is decoded for the first time."""
