@@ -6,6 +6,7 @@ import enum
 import gc
 import math
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,12 +15,14 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.types import Send
 
 from haive_persistence import errors
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.codec import Codec, SafeSerializer
 from haive_persistence.db import Database
 from tests.builders import make_checkpoint, store, thread, values_of
+from tests.codec.same import same
 
 
 class Colour(str, enum.Enum):
@@ -268,3 +271,40 @@ def test_a_large_value_and_many_large_values(saver: Checkpointer, new_saver: Any
     }
     store(saver, big)
     assert values_of(new_saver()) == big
+
+
+def test_inherited_values_keep_their_pieces_whoever_writes_next(
+    new_saver: Callable[..., Checkpointer],
+) -> None:
+    """Each saver numbers its pieces in a block of its own, below or above those that a value has."""
+    text = "".join(map(chr, range(200, 700)))
+    inherited: dict[str, Any] = {
+        "text": text,
+        "list": [text, *range(100), HumanMessage(text, id="m"), [text * 2]],
+        "dict": {"a": text, "b": {str(n): text + str(n) for n in range(70)}, "c": [text] * 3},
+        "snapshot": _DeltaSnapshot([HumanMessage(text, id="n"), text]),
+        "send": Send("node", {"text": text}),
+        "sends": [Send("node", [text]), Send("other", {"a": [text, {"b": text}]})],
+        "number": 2**70,
+        "ids": [HumanMessage(text) for _ in range(5)],
+    }
+    config = store(new_saver(), {**inherited, "changed": 0})
+    for turn in range(8):
+        saver = new_saver()
+        values = values_of(saver, config)
+        if turn == 2:
+            for number, message in enumerate(values["ids"]):
+                message.id = f"id-{number}"
+            inherited["ids"] = values["ids"]
+        new = {"changed": f"{turn} {text}", **({"ids": values["ids"]} if turn == 2 else {})}
+        left_out = turn % 2 and ("snapshot", "text")  # LangGraph leaves out what a DeltaChannel did not write
+        checkpoint = make_checkpoint({**values, **new})
+        for channel in left_out or ():
+            del checkpoint["channel_values"][channel]
+        checkpoint["channel_versions"] = dict.fromkeys([*inherited, "changed"], 1) | dict.fromkeys(
+            new, turn + 2
+        )
+        config = saver.put(config, checkpoint, {}, dict.fromkeys(new, turn + 2))  # type: ignore[arg-type,assignment,typeddict-item]
+        expected = {**inherited, **new}
+        for reader in (saver, new_saver()):
+            assert same({key: values_of(reader, config).get(key) for key in expected}, expected)
