@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ormsgpack
 import pytest
 from hypothesis import given
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -153,6 +154,18 @@ def test_failures_of_foreign_serialisers_are_ours_and_chained() -> None:
         Codec(Json()).load(b"\x7f\x07my-json{")
     with pytest.raises(EncodeError, match="at most 255 bytes"):
         Codec(Json("x" * 256)).dump(1)
+
+
+def test_copies_of_nested_objects_count_for_what_a_read_may_take() -> None:
+    data = b"\xc6" + (1_000_000).to_bytes(4, "big") + bytes(1_000_000)
+    for _ in range(60):
+        data = ormsgpack.packb(ormsgpack.Ext(7, data))
+    tagged = PLAIN.dump(1)[:1] + data
+    PLAIN.load(tagged)
+    with pytest.raises(DecodeError, match="max_read_bytes"):
+        Codec(max_read_bytes=20_000_000).load(tagged)
+    with pytest.raises(DecodeError, match="max_read_bytes"):
+        Codec(max_read_bytes=20_000_000).load_all([tagged, tagged])
 
 
 def test_compress_is_importable_on_its_own() -> None:
