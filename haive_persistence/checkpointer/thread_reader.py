@@ -249,9 +249,10 @@ class ThreadReader:
 
     def add_ranges(self, named: Sequence[tuple[int, int]], missing: set[int]) -> None:
         """Add those of some pieces that are not known yet; `check_named` is to follow."""
-        is_known = self.pieces.__contains__
+        pieces = self.pieces
         for start, count in named:
-            missing.update(filterfalse(is_known, range(start, start + count)))
+            numbers = range(start, start + count)
+            missing.update(filterfalse(pieces.__contains__, numbers) if pieces else numbers)
         self._named += named
 
     def check_named(self) -> None:
@@ -470,5 +471,6 @@ async def _fetch(db: Executor, parts: Sequence[tuple[ThreadReader, list[int]]]) 
         answers = [await db.fetch_all(*statements[0], idempotent=True)]
     else:
         answers = await db.batch(statements, idempotent=True)
-    for (reader, numbers), rows in zip(parts, answers, strict=True):
-        reader.receive(numbers, rows)
+    with no_garbage_collection():
+        for (reader, numbers), rows in zip(parts, answers, strict=True):
+            reader.receive(numbers, rows)

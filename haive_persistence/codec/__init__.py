@@ -121,6 +121,16 @@ class Codec:
                 return list(self._reads.loads_typed(("msgpack", array)))
         return list(map(self.load, parts))
 
+    def load_messages(self, parts: Sequence[bytes]) -> list[Any] | None:
+        """`load_all` of lists with one ordinary message each; None if one is anything else, or damaged."""
+        if not isinstance(self._reads, SafeSerializer):
+            return None
+        before = unbuilt_count()
+        with suppress(DecodeError):
+            found = self._reads.load_messages(parts, _TAG_BYTES["msgpack"])
+            return found if unbuilt_count() == before else None
+        return None
+
     def pack(self, data: bytes, aad: bytes) -> bytes:
         """Compress `data`, and seal it for the row that `aad` (see `context`) names if there are keys."""
         packed = compress(data, self.compression)

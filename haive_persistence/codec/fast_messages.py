@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from itertools import combinations
+from itertools import combinations, repeat
 from typing import Any
 
 from langchain_core.messages.ai import AIMessage
@@ -30,6 +31,8 @@ from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIE
 logger = logging.getLogger("haive_persistence.codec")
 
 _Build = Callable[[dict[str, Any]], Any]
+
+_METHOD = "model_validate_json"  # which LangGraph names beside the fields
 
 _TEXT, _MAYBE = "<class 'str'>", "str | None"
 _COMMON = {
@@ -180,19 +183,87 @@ def begin_value() -> None:
     _field_sets.by_class = {}
 
 
+def _fields_set(cls: type[BaseMessage], names: Iterable[str]) -> set[str]:
+    by_class = _field_sets.by_class
+    if cls not in by_class:
+        by_class[cls] = set(names)
+    return by_class[cls]
+
+
 def _make(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> Any:
     message = object.__new__(cls)
     SET_FIELDS(message, fields)
-    by_class = _field_sets.by_class
-    if cls not in by_class:
-        by_class[cls] = names.copy()
-    SET_FIELDS_SET(message, by_class[cls])
+    SET_FIELDS_SET(message, _fields_set(cls, names))
     SET_EXTRA(message, {})
     SET_PRIVATE(message, None)
     return message
 
 
 _STATUSES = ("success", "error")
+_NULLABLE_TEXT = {str, type(None)}
+
+
+def build_all(rows: Sequence[Sequence[Any]]) -> list[Any] | None:
+    """Build messages from rows of module, name, fields and method; None if pydantic must see one of them."""
+    by_class: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for at, (module, name, _, method) in enumerate(rows):
+        if method != _METHOD:
+            return None
+        by_class[module, name].append(at)
+    messages: list[Any] = [None] * len(rows)
+    for key, places in by_class.items():
+        fields = [rows[at][2] for at in places]
+        if (build := BUILDERS.get(key)) not in _PROVABLE and build is not None:
+            build(fields[0])  # which proves the fast way, and puts it in place
+            build = BUILDERS.get(key)
+        if build is None:
+            return None
+        made = _make_all(build, fields) or list(map(build, fields))
+        if not all(message is not None for message in made):
+            return None
+        for at, message in zip(places, made, strict=True):
+            messages[at] = message
+    return messages
+
+
+def _make_all(build: _Build, fields: list[dict[str, Any]]) -> list[Any] | None:
+    """The messages of these fields, if all of them are as most are. Checked and made column by column."""
+    found = _PLAIN.get(build)
+    if found is None or _types(fields) != {dict}:
+        return None
+    cls, keys, kind = found
+    if set(map(tuple, fields)) != {keys}:
+        return None
+    content, kwargs, response, kinds, names, ids, *more = zip(*map(dict.values, fields), strict=True)
+    if not (
+        _types(content) == _types(kinds) == _STR
+        and _types(kwargs) == _types(response) == {dict}
+        and set(kinds) == {kind}
+        and _NULLABLE_TEXT.issuperset(_types(names) | _types(ids))
+        and (not more or _are_plain_replies(kwargs, *more))
+    ):
+        return None
+    made = list(map(object.__new__, repeat(cls, len(fields))))
+    _each(map(SET_FIELDS, made, fields))
+    _each(map(SET_FIELDS_SET, made, repeat(_fields_set(cls, keys))))
+    _each(map(SET_EXTRA, made, [{} for _ in made]))
+    _each(map(SET_PRIVATE, made, repeat(None)))
+    return made
+
+
+def _types(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
+
+
+def _are_plain_replies(kwargs: Any, calls: Any, invalid: Any, usage: Any) -> bool:
+    return (
+        _types(calls) == _types(invalid) == {list}
+        and _types(usage) == {type(None)}
+        and not any(map(any, (kwargs, calls, invalid)))
+    )
+
+
+_each = deque[None](maxlen=0).extend
 
 
 def _are_tool_calls(calls: Any, kwargs: dict[Any, Any]) -> bool:
@@ -361,6 +432,14 @@ _BUILD: dict[type[BaseMessage], _Build] = {
     AIMessage: _ai,
     ToolMessage: _tool,
 }
+
+_PLAIN: dict[_Build, tuple[type[BaseMessage], tuple[str, ...], str]] = {
+    _human: (HumanMessage, _KEYS, "human"),
+    _system: (SystemMessage, _KEYS, "system"),
+    _ai: (AIMessage, _AI_KEYS, "ai"),
+}
+
+_PROVABLE = frozenset(_BUILD.values())
 
 BUILDERS: dict[tuple[str, str], _Build] = {}
 """Per message class: the message of these fields, or None if pydantic must see them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,6 +115,18 @@ class SafeSerializer(JsonPlusSerializer):
         value, count = with_large_stack(loads)
         count_unbuilt(count)
         return value
+
+    def load_messages(self, parts: Sequence[bytes], prefix: bytes) -> list[Any] | None:
+        """The messages of msgpack lists with one message each; None if one is anything else.
+
+        Each part begins with `prefix`. Raises DecodeError if one is damaged.
+        """
+        if is_small():
+            return None
+        try:
+            return self._reader.decode_messages(parts, prefix)
+        except DeepValueError:
+            return None
 
     def _loads(self, data: tuple[str, bytes]) -> Any:
         tag, body = data

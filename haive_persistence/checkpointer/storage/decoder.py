@@ -19,7 +19,7 @@ from haive_persistence.errors import DecodeError
 
 LONG_RANGE = 16  # pieces
 MAX_RUNS = 256  # per thread
-FEW = 4  # manifests that are decoded one by one
+FEW = 4  # pieces, or manifests, that are decoded one by one
 _CONTAINERS = frozenset({list, dict})
 _TEXT = frozenset({str})
 
@@ -72,6 +72,7 @@ class Decoder:
         self.pieces, self._runs = log.cached()
         self._last_ids: dict[int, tuple[Sequence[Any], int, Ids]] = {}  # of single ones, of joined ones
         self._load_all = codec.load_all
+        self._load_messages = codec.load_messages
         self._current: dict[type, bool] = {}
 
     def decode(self, manifest: mf.Manifest, base: int) -> Any:
@@ -234,6 +235,8 @@ class Decoder:
 
     def _decoded(self, parts: list[bytes]) -> Iterable[tuple[Any, bool]]:
         """Decode in one call, and tell of each whether it is built: what is not may be later."""
+        if len(parts) >= FEW and (messages := self._load_messages(parts)) is not None:
+            return [([message], True) for message in messages]
         before = unbuilt_count()
         found = self._load_all(parts)
         if unbuilt_count() == before:
