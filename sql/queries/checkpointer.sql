@@ -144,7 +144,7 @@ UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, body FROM c
 UNION ALL SELECT 'w', checkpoint_id, write_no, NULL, payload FROM w
 UNION ALL SELECT 's', NULL, p.piece_no, NULL, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s
-  AND p.piece_no = ANY (ARRAY(SELECT unnest(sequence_nos) FROM c UNION SELECT unnest(sequence_nos) FROM w))
+  AND p.piece_no = ANY (ARRAY(SELECT unnest(sequence_nos) FROM c UNION ALL SELECT unnest(sequence_nos) FROM w))
 /* more */
 
 -- name: get_latest
@@ -363,7 +363,7 @@ WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 SELECT p.piece_no, p.payload FROM haive.piece p
 WHERE p.thread_key = %(thread)s AND p.tenant_id = %(tenant)s AND p.piece_no = ANY (ARRAY(
     SELECT unnest(sequence_nos) FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
-    UNION SELECT unnest(sequence_nos) FROM haive.pending_write WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s));
+    UNION ALL SELECT unnest(sequence_nos) FROM haive.pending_write WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s));
 
 -- name: all_pieces
 -- Every piece of a thread.
