@@ -44,6 +44,33 @@ def test_prune_takes_the_space_of_what_it_deletes(saver: Checkpointer, database:
     assert found.checkpoint["channel_values"] == {"draft": "draft 19 " + "T" * 5000}
 
 
+def test_prune_keeps_the_latest_of_each_subgraph(saver: Checkpointer, new_saver: Any) -> None:
+    """A call's checkpoints go with the root checkpoint it started from; a subgraph's own outlive its calls."""
+    old = store(saver, {"a": 1})
+    latest = store(saver, {"a": 2}, old)
+    old_id, latest_id = (config["configurable"]["checkpoint_id"] for config in (old, latest))
+    started: dict[str, dict[str, str]] = {
+        "child": {"": old_id},
+        "call:task-1": {"": old_id},
+        "call:task-2": {"": latest_id},
+        "call:task-3": {},
+        "call:task-4": {"": "1f1e537d-cb50-613a-8000-5f4a9e8196aa"},  # not stored yet
+    }
+    for ns, parents in started.items():
+        config = thread(ns=ns)
+        for step in range(3):
+            config = store(saver, {"step": step, "ns": ns}, config, parents=parents)
+    new_saver().prune(["t"])
+    listed = list(new_saver().list({"configurable": {"thread_id": "t"}}))
+    found = {t.config["configurable"]["checkpoint_ns"]: t for t in listed}
+    assert len(found) == len(listed)
+    assert found.keys() == {"", *started} - {"call:task-1"}
+    assert found.pop("").checkpoint["channel_values"] == {"a": 2}
+    for ns, kept in found.items():
+        assert kept.checkpoint["channel_values"] == {"step": 2, "ns": ns}
+        assert kept.parent_config is None
+
+
 def test_delete_for_runs_takes_their_checkpoints_and_no_others(saver: Checkpointer, new_saver: Any) -> None:
     config = thread()
     for i in range(6):
