@@ -87,7 +87,8 @@ CREATE TABLE haive.piece (
     PRIMARY KEY (thread_key, piece_no)
 );
 
--- One checkpoint. The key begins with the namespace because its latest checkpoint is asked for.
+-- One checkpoint. The key begins with the namespace because its latest checkpoint is asked for. Keys of a thread come in
+-- order, so pages of indexes are filled up; those of pieces do not, and would be split when they are full.
 CREATE TABLE haive.checkpoint (
     thread_key    uuid NOT NULL,
     -- BLAKE2b-64 of branch and namespace.
@@ -108,10 +109,10 @@ CREATE TABLE haive.checkpoint (
     sequence_nos  bigint[],
     -- Versions, metadata and a manifest per channel: storage/row_format.py.
     body          bytea NOT NULL,
-    PRIMARY KEY (thread_key, ns_key, checkpoint_id)
+    PRIMARY KEY (thread_key, ns_key, checkpoint_id) WITH (fillfactor = 100)
 );
 -- A tenant's newest. Equal keys share an entry: 6 to 20 bytes per checkpoint, where whole ids would take 50.
-CREATE INDEX checkpoint_listing_idx ON haive.checkpoint (listing_key);
+CREATE INDEX checkpoint_listing_idx ON haive.checkpoint (listing_key) WITH (fillfactor = 100);
 CREATE INDEX checkpoint_run_idx ON haive.checkpoint (run_key) WHERE run_key IS NOT NULL;
 
 -- One put_writes call. Checkpoint ids come in order of time, namespace hashes do not: so the key begins with the id.
@@ -126,7 +127,7 @@ CREATE TABLE haive.pending_write (
     sequence_nos  bigint[],
     -- Task, path and a manifest per channel: storage/row_format.py.
     payload       bytea NOT NULL,
-    PRIMARY KEY (thread_key, checkpoint_id, write_no)
+    PRIMARY KEY (thread_key, checkpoint_id, write_no) WITH (fillfactor = 100)
 );
 
 -- What seals a tenant's data. Rotating the master key wraps the same data keys again.

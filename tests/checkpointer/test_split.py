@@ -24,6 +24,7 @@ from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.decoder import Decoder
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import Batch, ThreadLog
+from haive_persistence.checkpointer.storage.piece_numbers import IDS, part_of
 from haive_persistence.checkpointer.thread_reader import ThreadReader
 from haive_persistence.codec import Codec
 from haive_persistence.keys import Sealing
@@ -211,6 +212,61 @@ def test_one_edited_file_of_many_costs_that_file() -> None:
     manifest, base = thread.write(dict(files))
     assert thread.sent_bytes - before < 5500
     assert thread.read(manifest, base) == files
+
+
+def test_the_last_message_of_a_list_has_its_id_in_the_manifest() -> None:
+    """Two messages, a user's and a reply, then share an id piece. Another process goes on as this one would."""
+    thread = Thread()
+    said = [HumanMessage(f"said {n} " * 50) for n in range(4)]
+    expected: list[BaseMessage] = []
+    id_pieces = []
+    reader = ThreadLog(1)
+    for n, message in enumerate(said):
+        thread.write({"update": [message]})
+        message.id = str(uuid.UUID(int=n + 1))
+        expected.append(message)
+        manifest, base = thread.write(expected)
+        assert thread.read(manifest, base) == expected
+        assert thread.read(manifest, base, reader) == expected
+        id_pieces.append(sum(part_of(no) == IDS for no in thread.stored))
+    assert id_pieces == [0, 1, 1, 2]
+    before = thread.sent_bytes
+    thread.log = reader
+    manifest, base = thread.write([*expected, HumanMessage("more", id="id")])
+    assert thread.sent_bytes - before < 300  # the new message, and none of the others
+    assert thread.read(manifest, base)[:4] == expected
+
+
+def test_an_id_piece_is_not_named_before_it_is_stored() -> None:
+    """Two first statements of a process are on their way at once; either may be the one that gets there."""
+    thread = Thread()
+    first, second = HumanMessage("first " * 50), HumanMessage("second " * 50)
+    thread.write({"updates": [first, second]})
+    first.id = "first"
+    reader = ThreadLog(1)
+    thread.read(*thread.write([first]), reader)
+    for message in (first, second):
+        thread.read(*thread.write({"updates": [message.model_copy(update={"id": None})]}), reader)
+    second.id = "second"
+    one, other = Batch(reader), Batch(reader)
+    Encoder(CODEC, one).encode([first, second])
+    manifest = Encoder(CODEC, other).encode([first, second])
+    thread.stored |= other.send
+    other.commit()
+    assert thread.read(mf.unpack(mf.pack(manifest)), other.base) == [first, second]
+
+
+def test_an_id_in_a_manifest_is_given_to_no_other_message_of_the_same_words() -> None:
+    thread = Thread()
+    first, second, third = (HumanMessage("the same words " * 20) for _ in range(3))
+    thread.write([first])
+    first.id = "first"
+    assert thread.read(*thread.write([first])) == [first]
+    assert thread.read(*thread.write([first, second])) == [first, second]
+    second.id = "second"
+    assert thread.read(*thread.write([second])) == [second]
+    assert thread.read(*thread.write([third, first])) == [third, first]
+    assert thread.read(*thread.write([first, second, third])) == [first, second, third]
 
 
 def test_a_message_that_gets_its_id_later_is_stored_once() -> None:

@@ -5,6 +5,7 @@ python -m tests.checkpointer.test_worked_example DSN     writes the example into
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import psycopg
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from haive_persistence.checkpointer import Checkpointer
-from haive_persistence.checkpointer.ids import thread_key
+from haive_persistence.checkpointer.ids import thread_key, unpack_uuid
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format
 from haive_persistence.checkpointer.storage.decoder import IdPiece
@@ -85,7 +86,13 @@ def pieces_of(manifest: Any, base: int) -> str:
         number(start) if count == 1 else f"{number(start)}…{number(start + count - 1)}"
         for start, count in mf.piece_numbers(manifest, base, {})
     ]
-    return f"{manifest} = {' '.join(runs)}"
+    text = re.sub(r"\[(b'[^']*'), None\]", lambda found: f"[{packed_id(found[1])!r}, None]", str(manifest))
+    return f"{text} = {' '.join(runs)}"
+
+
+def packed_id(text: str) -> str:
+    """The end of the id that stands in a manifest."""
+    return unpack_uuid(ast.literal_eval(text))[-3:]
 
 
 def shown(elements: Any) -> str:

@@ -125,9 +125,13 @@ class Decoder:
         out: list[Any] = []
         (items, start), *given = mf.items_of(manifest, base)
         ids: Ids = _NO_IDS
+        parts = list(self._gathered(items, start))
         for at, (id_items, first) in enumerate(given):
+            if id_items and type(id_items[-1]) is list:
+                ids = {parts[-1][-1]: (unpack_uuid(id_items[-1][0]), mf.INLINE)}
+                id_items = id_items[:-1]
             ids = {**ids, **self._ids(at, id_items, first)}
-        for part in self._gathered(items, start):
+        for part in parts:
             if type(part[0]) is int:
                 out += self._parts(part, ids, "list")[1]
             else:

@@ -22,7 +22,7 @@ from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from haive_persistence._text import is_utf8
-from haive_persistence.checkpointer.ids import pack_uuids
+from haive_persistence.checkpointer.ids import pack_uuid, pack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
 from haive_persistence.checkpointer.storage.piece_index import Batch, Key, key_of
@@ -159,12 +159,25 @@ class Encoder:
 
     def _list(self, value: list[Any]) -> mf.Manifest:
         ids = _Ids()
-        items = self._items(self._list_parts(value, ids), LISTS)
-        if ids.new:
+        parts = self._list_parts(value, ids)
+        items = self._items(parts, LISTS)
+        inline: list[Any] = []
+        if len(ids.new) == 1 and type(parts[-1]) is int and parts[-1] in ids.new:
+            inline = [self._inline_id(ids, parts[-1])]
+        elif ids.new:
             self._give_ids(ids)
-        if not ids.by_piece:
+        if not ids.by_piece and not inline:
             return [mf.LIST, items]
-        return [mf.LIST, items, *self._id_items(ids.by_piece)]
+        single, *joined = self._id_items(ids.by_piece)
+        return [mf.LIST, items, single + inline, *joined]
+
+    def _inline_id(self, ids: _Ids, piece: int) -> list[Any]:
+        """The id of a list's last message, in its manifest: the next message shares an id piece with it."""
+        id_, key, bare = ids.new[piece]
+        del ids.by_piece[piece]
+        self._batch.record_location(key, (piece, mf.INLINE))
+        self._batch.forget(bare)
+        return [pack_uuid(id_), None]
 
     def _id_items(self, by_piece: dict[int, int]) -> list[list[Any]]:
         """The id pieces of a list; many of one message each are joined, which are read as one."""
@@ -251,23 +264,20 @@ class Encoder:
                 return found
             return self._unshared(self._dump([message]), ids)
         if found is not None:
-            no = cast("tuple[int, int]", found)[0]
+            no, id_piece = cast("tuple[int, int]", found)
             given = self._batch.given_ids.get(no)
             if (
                 given is not None
                 and given[0] == message.id
                 and no not in ids.bare
+                and (id_piece != mf.INLINE or self._batch.is_stored(given[1]))
                 and ids.by_piece.setdefault(no, given[1]) == given[1]
             ):
                 return no
+            if id_piece == mf.INLINE and self._is_free(no, ids):
+                return self._new_id(no, message, key, ids)
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
-            ids.add(
-                bare,
-                message.id,
-                key,
-                key_of(type(message), cast(bytes, message_key(message, without_id=True))),
-            )
-            return bare
+            return self._new_id(bare, message, key, ids)
         data = self._dump([message])
         if message_key(message) != fields and retries:
             # Changed meanwhile: LangGraph gives a reply its id while another thread stores the node's writes.
@@ -294,8 +304,16 @@ class Encoder:
         if bare is None or message_key(message) != fields:
             return None
         found = self._batch.find(key_of(type(message), bare))
-        taken = found in ids.by_piece or found in ids.bare or found in self._batch.given_ids
-        return found if type(found) is int and not taken else None
+        return found if type(found) is int and self._is_free(found, ids) else None
+
+    def _is_free(self, piece: int, ids: _Ids) -> bool:
+        """True if no id piece has an id for this piece, and this list has the piece for no other message."""
+        return not (piece in ids.by_piece or piece in ids.bare or piece in self._batch.given_ids)
+
+    def _new_id(self, piece: int, message: BaseMessage, key: Key, ids: _Ids) -> int:
+        bare = cast(bytes, message_key(message, without_id=True))
+        ids.add(piece, cast(str, message.id), key, key_of(type(message), bare))
+        return piece
 
     def _give_ids(self, ids: _Ids) -> None:
         """One piece with the ids that messages of this list got. A piece is given an id once."""

@@ -7,7 +7,8 @@ described by a *manifest*, which names pieces instead of holding them:
     bytes           another small value, serialised in place
     [0, no]         a value that is piece `no`
     [1, items]      a list: its items one after the other
-    [1, items, items]   the same, with the pieces that give ids to messages stored before they had one
+    [1, items, items]   the same, with the pieces that give ids to messages stored before they had one; the
+                        last message's id may stand at the end itself, as [id, None]
     [1, items, items, items]   the same, with those that give ids to many
     [2, items]      a dict: its items one after the other
     [3, node, m]    a `Send` to `node` whose argument is manifest `m`
@@ -47,6 +48,8 @@ from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, is_s
 from haive_persistence.errors import DecodeError
 
 LEAF, LIST, DICT, SEND, SNAPSHOT, PACKED = range(6)
+
+INLINE = 0  # in place of an id piece's number: the id is in the manifest
 
 _FROM = {LIST: (LISTS, IDS, JOINED_IDS), DICT: (OTHER,)}
 

@@ -291,6 +291,10 @@ class Batch:
             self.send[no] = data
         return True
 
+    def is_stored(self, no: int) -> bool:
+        """True if a piece is known to be stored: it was read, or its statement is committed."""
+        return no in self._log.pieces
+
     def record_location(self, key: Key, location: PieceRef) -> None:
         self._own[key] = location
         if self.shared:
@@ -396,7 +400,8 @@ class Batch:
         log = self._log
         if log.block is None:
             log.take_block(self.base, self._next)
-        for key, no in self._own.items():
-            log.add_location(key, no)
+        for key, location in self._own.items():
+            log.forget(key)  # an id that stood in a manifest has a piece now
+            log.add_location(key, location)
         for no, numbers in self._new_sequences.items():
             log.record_sequence(no, numbers)
