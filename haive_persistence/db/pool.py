@@ -177,6 +177,15 @@ class BlockingPool(Pool):
         super().__init__(server)
         self.plan = plan
 
+    def adopt(self, conn: psycopg.Connection[Any]) -> None:
+        """Take a connection that was opened to find out about the database."""
+        try:
+            conn.execute(b"; ".join(self.plan.on_connect))
+        except psycopg.Error:  # whoever needs one opens it, and says what is wrong
+            conn.close()
+        else:
+            self.slots.add_idle(PipelinedConnection(conn, self.plan.prepares_after))
+
     async def exchange(
         self,
         connection: PipelinedConnection,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import TYPE_CHECKING, Any
 
 from haive_persistence.db import fork_safety, session_setup
 from haive_persistence.db.pool import AsyncPool, BlockingPool
 from haive_persistence.db.server import Server
 from haive_persistence.db.session_setup import SessionPlan
 from haive_persistence.errors import ClosedError
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 
 class Pools:
@@ -45,9 +49,20 @@ class Pools:
         if self._blocking is None:
             with self._lock:
                 if self._blocking is None:
-                    self._blocking = BlockingPool(self._server, self.plan())
+                    self._blocking = self._new_blocking()
                 return self._blocking
         return self._blocking
+
+    def _new_blocking(self) -> BlockingPool:
+        self._check_open()
+        if self._plan is not None:
+            return BlockingPool(self._server, self._plan)
+        kept: list[Connection[Any]] = []
+        self._plan = session_setup.prepare(self._server.connect, self._server.config, kept.append)
+        pool = BlockingPool(self._server, self._plan)
+        for connection in kept:
+            pool.adopt(connection)
+        return pool
 
     async def asynchronous(self) -> AsyncPool:
         """The pool of the running event loop."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -150,13 +150,16 @@ LEFT JOIN pg_roles app ON app.rolname = role.name
 """
 
 
-def prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
+def prepare(
+    connect: Connect, config: PersistenceConfig, keep: Callable[[Connection[Any]], None] | None = None
+) -> SessionPlan:
     """Bring the schema up to date, see who we are, and say how connections are to be set up.
 
+    `keep` is given the connection that this took, if sessions are ours: it may serve as any other.
     Raises MigrationError, ConfigError, UnavailableError or another DatabaseError.
     """
     try:
-        return _prepare(connect, config)
+        return _prepare(connect, config, keep)
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(
             f"this login may not use the schema {config.schema!r}: its owner must grant it USAGE on the "
@@ -166,15 +169,22 @@ def prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
         raise error_mapping.from_driver(error) from error
 
 
-def _prepare(connect: Connect, config: PersistenceConfig) -> SessionPlan:
+def _prepare(
+    connect: Connect, config: PersistenceConfig, keep: Callable[[Connection[Any]], None] | None
+) -> SessionPlan:
     settings = [f"{name} = ".encode() + _literal(value) for name, value in config.session_settings().items()]
-    with connect() as conn:
+    with ExitStack() as closing_it:
+        conn = closing_it.enter_context(connect())
         version, oldest = conn.info.server_version // 10000, OLDEST_SERVER // 10000
         if version < oldest:
             raise ConfigError(f"Postgres {oldest} or newer is needed, this is {version}")
         _try_settings(conn, settings)
         if migrate.is_current(conn, config.schema):
-            return _plan(connect, conn, config, settings)
+            plan = _plan(connect, conn, config, settings)
+            if keep is not None and plan.on_connect:
+                closing_it.pop_all()
+                keep(conn)
+            return plan
     migrate.migrate(connect, config.schema)  # without ours in its way: there may be few connections
     with connect() as conn:
         return _plan(connect, conn, config, settings)

@@ -41,6 +41,12 @@ class Slots:
         self._refused_until = 0.0
         self._closed = False
 
+    def add_idle(self, connection: PipelinedConnection) -> None:
+        """Take a connection that no slot was claimed for."""
+        with self._lock:
+            self._taken += 1
+        self.release(connection)
+
     def idle(self) -> PipelinedConnection | None:
         """A slot with an idle connection in it, if there is one. The last used comes first."""
         with self._lock:

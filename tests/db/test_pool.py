@@ -445,3 +445,46 @@ def test_no_lock_is_held_while_the_server_works(
     run_sync(database.blocking.fetch_one(Query("SELECT 1")))
     wait_until_busy(admin, tenant)  # it is still at it
     slow.join()
+
+
+def test_the_connection_that_looked_at_the_database_is_the_first_of_the_pool(
+    named: Callable[..., Database], admin: Connection[Any], tenant: str
+) -> None:
+    """A process that serves one request opens no other, and works on it as the role that is kept apart."""
+    named().setup()
+    database = named()
+    opened: list[Any] = []
+    connect = database._core.server.connect
+    database._core.server.connect = lambda: opened.append(connect()) or opened[-1]  # type: ignore[method-assign]
+    row = run_sync(database.blocking.fetch_one(Query("SELECT current_user, pg_backend_pid()")))
+    assert row is not None
+    assert (
+        row[0]
+        == f"haive_haive_{admin.execute('SELECT oid FROM pg_database WHERE datname = current_database()').fetchone()[0]}"
+    )  # type: ignore[index]
+    assert [conn.info.backend_pid for conn in opened] == [row[1]]
+    assert database._core.pools.blocking().slots.open == 1
+    database.close()
+    assert count_open(admin, tenant, 0) == 0
+
+
+def test_that_connection_may_be_gone_by_then(named: Callable[..., Database], admin: Connection[Any]) -> None:
+    named().setup()
+    database = named()
+    connect = database._core.server.connect
+
+    def killed() -> Connection[Any]:
+        conn = connect()
+        real = conn.execute
+
+        def execute(query: Any, *args: Any, **options: Any) -> Any:
+            if isinstance(query, bytes) and b"ROLE" in query:
+                admin.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
+            return real(query, *args, **options)
+
+        conn.execute = execute  # type: ignore[method-assign]
+        return conn
+
+    database._core.server.connect = killed  # type: ignore[method-assign]
+    assert run_sync(database.blocking.fetch_one(Query("SELECT 1"))) == (1,)
+    assert database._core.pools.blocking().slots.open == 1
