@@ -106,6 +106,9 @@ def test_maps_with_such_keys_are_refused() -> None:
         refused(data)
         refused(ormsgpack.packb(ormsgpack.Ext(0, b"\x93\xa1m\xa1n" + data)))
     refused(b"\xdf" + (1).to_bytes(4, "big") + b"\x01" + flood)
+    entries = b"".join(ormsgpack.packb(list(one)) + b"\x01" for one in ALIKE[:3000])
+    for before in range(5):
+        refused(b"\x91" * before + b"\xde" + (3000).to_bytes(2, "big") + entries)
     refused(flood[:-5])
     refused(b"\x92\x81\x01\x01" + flood)
 

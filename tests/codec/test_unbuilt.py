@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.graph.message import add_messages
 
 from haive_persistence.codec import SafeSerializer
+from haive_persistence.codec.unbuilt import Slice
 from tests.codec import sample_types as t
 from tests.codec.same import same
 
@@ -307,3 +308,12 @@ def _first_object(parts: bytes) -> bytes:
     """The first part of an object's list, as it is stored."""
     inside = ormsgpack.unpackb(parts, ext_hook=ormsgpack.Ext)[2][0]
     return ormsgpack.packb(inside)
+
+
+def test_a_part_of_other_bytes_is_as_those_bytes() -> None:
+    part = Slice(b"abcdef", 1, 3)
+    assert part == b"bc" == part
+    assert part == Slice(b"bc", 0, 2)
+    assert hash(part) == hash(b"bc")
+    for other in (b"ab", b"", Slice(b"abcdef", 0, 2), "bc", None):
+        assert part != other

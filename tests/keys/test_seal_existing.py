@@ -319,6 +319,31 @@ def test_a_dump_restored_elsewhere(database: Database, admin: psycopg.Connection
     assert with_key(database).get_tuple(thread("a")) is not None
 
 
+@pytest.mark.parametrize("identifier", [1, 2**63 - 1])
+def test_another_server_counts_other_transactions(
+    database: Database, admin: psycopg.Connection[Any], identifier: int
+) -> None:
+    """The recorded number means nothing on a server that was restored to, whatever its own identifier."""
+    fill(Checkpointer(database), "a")
+    store(with_key(database), {"x": 1}, thread("sealed"))
+    own = admin.execute("SELECT pg_get_functiondef('haive.cluster_id'::regproc)").fetchone()
+    assert own is not None
+    admin.execute(
+        "CREATE OR REPLACE FUNCTION haive.cluster_id() RETURNS bigint LANGUAGE sql STABLE"
+        f" RETURN {identifier}::bigint"
+    )
+    try:
+        for read in (
+            lambda: with_key(database).seal_existing(),
+            lambda: with_key(database, ACCEPTING).get_tuple(thread("a")),
+        ):
+            with pytest.raises(PlaintextRefusedError, match="this server did not record"):
+                read()
+    finally:
+        admin.execute(own[0])
+    assert with_key(database).seal_existing() == 1
+
+
 def test_a_crash_in_the_middle(database: Database, plaintext: Callable[[], int]) -> None:
     clear = Checkpointer(database)
     for no in range(4):

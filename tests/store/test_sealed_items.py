@@ -117,7 +117,14 @@ async def test_batches_of_tasks(sealed: PostgresStore) -> None:
 
 @pytest.mark.parametrize(
     "filter_",
-    [{"text": SECRET}, {"nested": {"a": 1}}, {"ward": {"$gt": "a"}}, {"ward": ["a"]}, {"ward": {"a": "b"}}],
+    [
+        {"text": SECRET},
+        {"age": 7, "ward": SECRET, "text": SECRET},
+        {"nested": {"a": 1}},
+        {"ward": {"$gt": "a"}},
+        {"ward": ["a"]},
+        {"ward": {"a": "b"}},
+    ],
 )
 def test_a_filter_on_what_is_sealed_is_refused(sealed: PostgresStore, filter_: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="EncryptionConfig"):
