@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -92,3 +93,24 @@ def test_an_answer_is_later_than_the_answers_it_knows_of(
     assert other.get_tuple(config).pending_writes == [("task", "__resume__", ["one"])]
     other.put_writes(config, [("__resume__", ["one", "two"])], "task")
     assert new_saver().get_tuple(config).pending_writes == [("task", "__resume__", ["one", "two"])]
+
+
+def test_a_checkpoint_that_is_put_again_beside_others_is_replaced(saver: Checkpointer) -> None:
+    """Statements that share a round trip insert without ON CONFLICT: whoever finds its row stored is sent again alone."""
+    configs = [store(saver, {"n": 0}, thread(f"t{number}")) for number in range(12)]
+    found = [saver.get_tuple(config) for config in configs]
+
+    def put_again(number: int) -> None:
+        checkpoint: Any = found[number].checkpoint  # type: ignore[union-attr]
+        changed = {**checkpoint, "channel_values": {"n": number}}
+        saver.put(thread(f"t{number}"), changed, {"step": number}, checkpoint["channel_versions"])  # type: ignore[arg-type]
+        store(saver, {"n": -number}, configs[number])
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(put_again, range(12)))
+    for number, config in enumerate(configs):
+        again = saver.get_tuple(config)
+        assert again is not None
+        assert again.checkpoint["channel_values"] == {"n": number}
+        assert again.metadata["step"] == number  # type: ignore[typeddict-item]
+        assert len(list(saver.list(thread(f"t{number}")))) == 2
