@@ -122,6 +122,16 @@ def run_of(*elements: list[Any]) -> Run:
     return run
 
 
+def test_a_run_grows_while_another_thread_looks_at_its_classes() -> None:
+    run = run_of([HumanMessage("a")])
+    looked_at = iter(run.classes)
+    more = CachedPiece.of([], [AIMessage("b")], b"stored")
+    assert more is not None
+    assert run.extend([0, 1], [more])
+    assert list(looked_at) == [HumanMessage]
+    assert set(run.classes) == {HumanMessage, AIMessage}
+
+
 @settings(deadline=None)
 @given(st.lists(st.lists(values, min_size=1, max_size=3), min_size=1, max_size=5), st.data())
 def test_copies_are_equal_and_share_nothing(parts: list[list[Any]], data: st.DataObject) -> None:

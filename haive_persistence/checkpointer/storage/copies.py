@@ -185,7 +185,7 @@ class Run:
     """Cached pieces that follow one another in a value, copied together."""
 
     def __init__(self) -> None:
-        self.classes: set[type] = set()
+        self.classes: frozenset[type] = frozenset()  # another one takes its place: readers iterate over it
         self._numbers: list[int] = []
         self._lock = threading.Lock()
         self._keys: list[Any] = []
@@ -214,7 +214,8 @@ class Run:
                 return False
             self._numbers += numbers[known:]
             for piece in pieces[known - before :]:
-                self.classes |= piece.classes
+                if not piece.classes <= self.classes:
+                    self.classes |= piece.classes
                 self._keys += piece.keys
                 self._given.append(piece.given)
                 for value in piece.values:
