@@ -317,6 +317,24 @@ def test_a_change_of_type_only_is_a_change(before: Any, after: Any) -> None:
     assert exactly(read, after)
 
 
+def test_a_rollback_goes_on_while_readers_record_ids() -> None:
+    """Readers never wait for a writer's lock: here one records an id whenever the rollback looks at one."""
+    log = ThreadLog(1)
+
+    class ReadMeanwhile(int):
+        def __hash__(self) -> int:
+            log.record_ids({len(log.given_ids): ("b", 1)})
+            return int(self)
+
+    log.record_ids({0: ("a", ReadMeanwhile(1)), 1: ("b", 1)})
+    batch = Batch(log)
+    own = batch.reserve()
+    batch.add_ids({own: "c"}, IDS)
+    batch.rollback()
+    assert own not in log.given_ids
+    assert {0, 1} <= log.given_ids.keys()
+
+
 def test_containers_inside_what_langgraph_wraps() -> None:
     """`Send` arguments and delta snapshots share the pieces of the messages they carry."""
     thread = Thread()

@@ -382,8 +382,9 @@ class Batch:
         for no in made:
             self._log.acknowledge(no)
             self._log.sequences.pop(no, None)
-        for message in [m for m, given in self.given_ids.items() if given is not None and given[1] in made]:
-            del self.given_ids[message]
+        for message, given in list(self.given_ids.items()):  # readers add to it meanwhile
+            if given is not None and given[1] in made:
+                del self.given_ids[message]
 
     def commit(self) -> None:
         """Record that the statement was committed: its pieces are there for good."""
