@@ -177,8 +177,8 @@ _field_sets = _FieldSets()
 def begin_value() -> None:
     """Give the messages that are read from now on sets of their own, which say that all fields are set.
 
-    Those of one value share them: each takes as much memory as all else of a short message, and no
-    assignment adds to a set that is full.
+    Those of one value share them: each takes as much memory as all else of a short message. An assignment
+    adds at most the name of an extra, which `model_fields_set` of the others then has too.
     """
     _field_sets.by_class = {}
 
