@@ -372,8 +372,8 @@ def _dataclass(cls: type) -> Kind | None:
 
 def _model(cls: type[BaseModel]) -> Kind:
     names = set(cls.model_fields)
-    # A set takes as much memory as all else of a short message, so the messages of one list share it. It
-    # is full: an assignment adds at most an extra's name, which `model_fields_set` of the others has then too.
+    # A set takes as much memory as all else of a short message, so the messages of one list share it.
+    # It is full: an assignment adds at most an extra's name, which `model_fields_set` of the others has too.
     share = cls in MESSAGE_CLASSES and not cls.model_config.get("validate_assignment")
     allows_extra = cls.model_config.get("extra") == "allow"
 
