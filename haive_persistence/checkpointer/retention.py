@@ -80,7 +80,6 @@ class Retention:
         if not codec.sealed:  # sealed checkpoints would not be found
             await self._context.keys.refresh_to_write(db)
         keys = {"run_keys": [run_key(r, codec.blind("run_id", r)) for r in wanted]}
-        rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
 
         def of_runs(thread: _Thread) -> set[CheckpointKey]:
             reader = thread.reader
@@ -91,8 +90,16 @@ class Retention:
             }
             return found - needed_by_other_runs(thread, found)
 
-        for key in dict.fromkeys(row[0] for row in rows):
-            await self._rewrite(db, key, of_runs)
+        # Again until there are no others: a copy that had begun is there once its source's row is free.
+        done: set[uuid.UUID] = set()
+        while True:
+            rows = await db.fetch_all(self._queries["threads_of_runs"], keys, idempotent=True)
+            threads = {row[0] for row in rows} - done
+            if not threads:
+                return
+            for key in threads:
+                await self._rewrite(db, key, of_runs)
+            done |= threads
 
     async def _rewrite(self, db: Db, key: uuid.UUID, choose: Any) -> None:
         """Delete the checkpoints `choose` names, their writes, and the pieces nothing else uses."""

@@ -100,6 +100,23 @@ def test_an_operation_waits_for_one_that_holds_the_thread(
     assert saver.get_tuple(thread("copy")) is None
 
 
+def test_a_copy_that_began_before_loses_the_checkpoints_of_a_deleted_run_too(
+    saver: Checkpointer, database: Database, session: psycopg.Connection[Any]
+) -> None:
+    store(saver, VALUES, run_id="r")
+    source, target = (thread_key(database.tenant, name) for name in ("t", "copy"))
+    params = {"thread": source, "target": target, "tenant": database.tenant, "epoch": 1, "thread_id": "copy"}
+    queries = load_queries("checkpointer")
+    for name in ("lock_source", "lock_target", "copy_checkpoints", "copy_writes", "copy_pieces"):
+        session.execute(queries[name], params)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(saver.delete_for_runs, ["r"])
+        until(lambda: waits_for_a_lock(session))
+        session.commit()
+        called.result(30)
+    assert [saver.get_tuple(thread(name)) for name in ("t", "copy")] == [None, None]
+
+
 def waits_for_a_lock(session: psycopg.Connection[Any]) -> bool:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     return session.execute(query).fetchone()[0] > 0  # type: ignore[index]

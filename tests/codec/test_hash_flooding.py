@@ -112,7 +112,8 @@ def test_maps_with_such_keys_are_refused() -> None:
     for before in range(5):
         refused(b"\x91" * before + b"\xde" + (3000).to_bytes(2, "big") + entries)
         refused(b"\x91" * before + b"\xdf" + (3000).to_bytes(4, "big") + entries)
-    refused(flood[:-5])
+    with pytest.raises(DecodeError):  # by its length already, where ormsgpack does not look at it
+        SERDE.loads_typed(("msgpack", flood[:-5]))
     refused(b"\x92\x81\x01\x01" + flood)
 
 

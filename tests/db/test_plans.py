@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,14 @@ from haive_persistence.errors import DatabaseError
 GENERIC = Query("SELECT 1 FROM haive.thread WHERE tenant_id = %(tenant)s" + GENERIC_PLAN)
 OTHER = Query("SELECT 2 FROM haive.thread WHERE tenant_id = %(tenant)s")
 PLANS = Query("SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE %(text)s")
+
+
+@pytest.fixture
+def database(connected: Callable[..., Database]) -> Database:
+    """Its statements are prepared, whatever the environment says."""
+    made = connected(pooler="session", prepare_threshold=0, pool_size=1, max_overflow=0)
+    made.setup()
+    return made
 
 
 def fetch(database: Database, query: Query, **params: Any) -> list[tuple[Any, ...]]:

@@ -452,7 +452,7 @@ def test_the_connection_that_looked_at_the_database_is_the_first_of_the_pool(
 ) -> None:
     """A process that serves one request opens no other, and works on it as the role that is kept apart."""
     named().setup()
-    database = named()
+    database = named(pooler="session")
     opened: list[Any] = []
     connect = database._core.server.connect
     database._core.server.connect = lambda: opened.append(connect()) or opened[-1]  # type: ignore[method-assign]

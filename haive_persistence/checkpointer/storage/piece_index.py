@@ -264,8 +264,8 @@ class Batch:
         self.shared = log.block is not None
         self.base: int = log.block if log.block is not None else new_block()
         self._next = log.next_numbers if self.shared else [self.base + start for start in PART_STARTS]
-        self.given_ids = log.given_ids
-        self._joined: dict[int, Given] = {}
+        self.given_ids = log.given_ids if self.shared else log.given_ids.copy()
+        self._given: dict[int, Given] = {}  # to record once it is committed
         self._own: dict[Key, PieceRef] = {}
         self.send: dict[int, bytes] = {}
         self._made: list[int] = []
@@ -368,9 +368,11 @@ class Batch:
         self.put(no, mf.encode_ids(no, ((piece, pack_uuid(id_)) for piece, id_ in sorted(given.items()))))
         ids = {piece: (id_, no) for piece, id_ in given.items()}
         if part == JOINED_IDS:  # named from then on when it is stored: until then the others are
-            self._joined |= ids
+            self._given |= ids
         else:
             self.given_ids.update(ids)
+            if not self.shared:
+                self._given |= ids
         return no
 
     def rollback(self) -> None:
@@ -393,7 +395,7 @@ class Batch:
             for no in self.send:
                 log.acknowledge(no)
             log.record_pieces(self.send)
-            log.record_ids(self._joined)
+            log.record_ids(self._given)
             if not self.shared:
                 self._merge()
 
