@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -30,6 +32,7 @@ Reader = Callable[["PipelinedConnection", "PGresult"], T]
 
 #: How often a statement is sent at most, the first time included.
 MAX_TRIES = 4
+BACKOFF_S = 0.005  # half the longest first pause of the victim of a deadlock
 
 _BEGIN = {
     None: b"BEGIN",
@@ -117,6 +120,11 @@ class Runner(_Statements):
             tries += 1
             if tries >= MAX_TRIES or not _worth_repeating(outcome, idempotent):
                 raise error_mapping.translate(outcome) from outcome.error
+            if outcome.state is CommitState.REFUSED:  # by others' locks: let them go first
+                await self.sleep(random.uniform(0, BACKOFF_S * 2**tries))
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None: ...
 
     async def send(
         self,
@@ -150,6 +158,9 @@ class BlockingDb(Runner):
     async def pool(self) -> Pool:
         return self._pools.blocking()
 
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
 
 class AsyncDb(Runner):
     """Really awaits; usable from any number of event loops."""
@@ -159,6 +170,9 @@ class AsyncDb(Runner):
 
     async def pool(self) -> Pool:
         return await self._pools.asynchronous()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 class _Transaction(_Statements):

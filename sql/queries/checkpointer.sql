@@ -297,9 +297,10 @@ WITH page AS MATERIALIZED (
 
 -- name: prefer_order
 -- Before `list_all`, in its transaction: without it the planner sorts all of a tenant's checkpoints where it takes them for
--- few, which it does before the first ANALYZE and where there are many tenants.
+-- few, which it does before the first ANALYZE and where there are many tenants. Up to Postgres 17 what is off makes a plan look
+-- dear, and dear plans are compiled, which takes longer than to run them.
 SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
-    set_config('enable_seqscan', 'off', true);
+    set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
 
 -- name: list_all
 -- A page of all the tenant's checkpoints, newest first: the order of its index. Of those with the same listing key the
