@@ -127,7 +127,7 @@ class PipelinedConnection:
     def __init__(self, conn: Connection[Any] | AsyncConnection[Any], prepares_after: int | None) -> None:
         # One type for every int: by default it varies with the value, and each is another plan.
         conn.adapters.register_dumper(int, Int8BinaryDumper)
-        set_json_loads(json.loads, conn)  # whatever the application has made psycopg's default
+        set_json_loads(_load_json, conn)  # whatever the application has made psycopg's default
         conn._pool = None  # dropping an idle connection is no reason to warn
         #: A Connection or an AsyncConnection, whichever its pool opens.
         self.driver: Any = conn
@@ -339,6 +339,14 @@ class PipelinedConnection:
         if lost is None and self._pg.status == ConnStatus.OK:
             return ExchangeFailure(error, CommitState.REFUSED)
         return ExchangeFailure(error, CommitState.NOT_RUN if at < commit_at else CommitState.UNKNOWN)
+
+
+def _load_json(data: bytes | str) -> Any:
+    """`json.loads`, which need not find out the encoding: Postgres sends UTF-8."""
+    return _decode_json(data if isinstance(data, str) else data.decode())
+
+
+_decode_json = json.JSONDecoder().decode
 
 
 def _in_order(query: str, compiled: _Compiled, params: Params, tenant: str) -> Sequence[object]:

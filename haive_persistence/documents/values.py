@@ -140,6 +140,14 @@ def _jsonb_key(key: str) -> tuple[int, bytes]:
 
 def _reordered(value: dict[str, Any], order: bytes) -> dict[str, Any]:
     width = order[0]
+    if width == 1 and len(order) == len(value) + 1:  # no other object has two keys
+        entries: list[Any] = [None] * len(value)
+        try:
+            for place, entry in zip(order[1:], value.items(), strict=True):
+                entries[place] = entry
+            return dict(entries)
+        except (IndexError, TypeError):  # changed in the table, as below
+            return value
     places = [int.from_bytes(order[at : at + width], "big") for at in range(1, len(order), width)]
     try:
         result: dict[str, Any] = _in_order(value, iter(places))
