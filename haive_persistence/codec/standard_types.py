@@ -123,7 +123,7 @@ def _make_set(base: Any) -> Callable[[Any, int, Any], Any]:
 
 
 def _check_dict(payload: Any) -> None:
-    """Refuses pairs, whose keys nothing has looked at."""
+    """Raise ValueError for a list of pairs: nothing has checked its keys."""
     if not isinstance(payload, dict):
         raise ValueError("not the entries of a dict")
 

@@ -42,7 +42,7 @@ LARGE = 1024  # bytes; a channel's list or dict above this is split
 LARGE_INSIDE = 32 * 1024  # the same for a list or dict inside another
 GRID = 64  # small elements per slice
 MAX_DEPTH = 16  # manifests in manifests; what is further inside is one piece
-JOIN = 64  # messages with an id piece each, from which on one piece gives them their ids
+JOIN = 64  # messages that small id pieces give ids, from which on one piece gives them
 NESTED_WHOLE = 4  # elements with a manifest of their own per list or dict; the rest are one piece each
 _OF_MESSAGES = b"langchain_core.messages"  # in the serialised form of a message
 _MESSAGE_SIZE = LARGE_INSIDE + 1  # a message always counts as worth splitting for
@@ -180,7 +180,7 @@ class Encoder:
         return [pack_uuid(id_), None]
 
     def _id_items(self, by_piece: dict[int, int]) -> list[list[Any]]:
-        """The id pieces of a list; many of one message each are joined, which are read as one."""
+        """The id pieces of a list; many of few messages each are joined, which are read as one."""
         single = {piece: no for piece, no in by_piece.items() if part_of(no) != JOINED_IDS}
         joined = list(dict.fromkeys(no for no in by_piece.values() if part_of(no) == JOINED_IDS))
         if len(single) >= JOIN:
@@ -279,10 +279,11 @@ class Encoder:
         elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
             return self._new_id(bare, message, key, ids)
         data = self._dump([message])
-        if message_key(message) != fields and retries:
+        changed = message_key(message) != fields
+        if changed and retries:
             # Changed meanwhile: LangGraph gives a reply its id while another thread stores the node's writes.
             return self._message(message, ids, retries - 1)
-        if message_key(message) != fields or found is not None:
+        if changed or found is not None:
             # A node keeps changing it (or its piece has another id here): known by its bytes only.
             return self._batch.intern("list", data, LISTS)
         no = self._batch.add(key, data, LISTS)
