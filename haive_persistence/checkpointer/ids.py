@@ -62,7 +62,7 @@ def thread_id_text(thread_id: object, what: str = "thread_id") -> str:
 
 def check_mapping(what: str, value: object) -> None:
     """Raise InvalidInputError unless the value is a mapping or None."""
-    if value is not None and not isinstance(value, Mapping):
+    if type(value) is not dict and value is not None and not isinstance(value, Mapping):
         raise InvalidInputError(f"{what} must be a dict or None, not {type(value).__name__}: {shown(value)}")
 
 
@@ -81,15 +81,19 @@ def check_limit(limit: object) -> int | None:
 
 def check_list(what: str, values: object) -> list[Any]:
     """The values of a sequence. Raises InvalidInputError for anything else, a single string included."""
-    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)):
+    if type(values) is list or (
+        isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping))
+    ):
         return list(values)
     raise InvalidInputError(f"{what} must be a sequence, not {type(values).__name__}: {shown(values)}")
 
 
 def configurable_of(config: object, what: str = "config") -> Mapping[str, Any]:
     """The `configurable` part of a config. Raises InvalidInputError if there can be none."""
+    if type(config) is dict and type(found := config.get("configurable")) is dict:
+        return found  # nearly always
     check_mapping(what, config)
-    found: object = config.get("configurable") if isinstance(config, Mapping) else None
+    found = config.get("configurable") if isinstance(config, Mapping) else None
     check_mapping(f'{what}["configurable"]', found)
     return found if isinstance(found, Mapping) else {}
 
@@ -147,15 +151,20 @@ def encode_id(checkpoint_id: object, what: str = "checkpoint_id") -> bytes:
         raise InvalidIdentifierError(
             f"{what} must be a str, not {type(checkpoint_id).__name__}: {shown(checkpoint_id)}"
         )
-    if len(checkpoint_id) == 36:
-        try:
-            data = bytes.fromhex(checkpoint_id.replace("-", ""))
-        except ValueError:
-            data = b""
-        if uuid_text(data) == checkpoint_id:
-            return data
+    if len(checkpoint_id) == 36 and (data := _uuid_bytes(checkpoint_id)):
+        return data
     text = _TEXT_ID + check_text(what, checkpoint_id, empty=what == "task_id").encode()
     return text + _FILLER if len(text) == 16 else text
+
+
+@lru_cache(maxsize=1024)  # an id comes with its put, with each of its writes, and as a parent
+def _uuid_bytes(text: str) -> bytes | None:
+    """16 bytes for a UUID as Python writes it; None for any other text."""
+    try:
+        data = bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return None
+    return data if uuid_text(data) == text else None
 
 
 @lru_cache(maxsize=1024)
@@ -172,14 +181,7 @@ def uuid_text(data: bytes) -> str:
 
 def pack_uuid(id_: str) -> bytes | str:
     """A message's id in 16 bytes if it is a UUID as Python writes it."""
-    if len(id_) == 36:
-        try:
-            data = bytes.fromhex(id_.replace("-", ""))
-        except ValueError:
-            return id_
-        if uuid_text(data) == id_:
-            return data
-    return id_
+    return (_uuid_bytes(id_) if len(id_) == 36 else None) or id_
 
 
 def unpack_uuid(packed: bytes | str) -> str:

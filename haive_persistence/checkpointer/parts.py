@@ -16,10 +16,13 @@ from haive_persistence.checkpointer.incumbent import LeftBehind
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.seal_threads import SealThreads
+from haive_persistence.checkpointer.storage import piece_numbers
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.keys import DataKeys, Sealings
+
+fork_safety.register(piece_numbers.draw)
 
 #: Tenants whose data keys and the like stay in memory.
 _MAX_TENANTS = 1000

@@ -286,13 +286,20 @@ class Writes:
             shared=batch.shared,
             guard=guard,
         )
-        thread = {"thread": address.thread, "tenant": self._context.tenant, "ns_key": address.ns_key}
-        expected = {"thread_id": address.thread_id} if epoch is None else {"epoch": epoch}
-        key = {} if codec.key is None else {"key_no": codec.key[0], "key": codec.key[1]}
+        params = encoded.params
+        params |= piece_params
+        params["thread"], params["tenant"] = address.thread, self._context.tenant
+        params["ns_key"] = address.ns_key
+        if epoch is None:
+            params["thread_id"] = address.thread_id
+        else:
+            params["epoch"] = epoch
+        if codec.key is not None:
+            params["key_no"], params["key"] = codec.key
         return await self._writers.fetch_all(
             db,
             statement.query,
-            {**encoded.params, **thread, **expected, **key, **piece_params},
+            params,
             fallback=statement.fallback,
             key=address.thread.bytes,
             size=sum(len(payload) for _, payload in pieces),
@@ -336,7 +343,7 @@ def _guard(codec: Sealing, log: ThreadLog) -> str:
 
 def check_checkpoint(checkpoint: object) -> None:
     """Raise InvalidInputError unless this is a checkpoint as LangGraph makes it."""
-    if not isinstance(checkpoint, Mapping):
+    if type(checkpoint) is not dict and not isinstance(checkpoint, Mapping):
         raise InvalidInputError(f"checkpoint must be a dict, not {shown(checkpoint)}")
     for key in ("v", "id", "ts", "channel_values", "channel_versions", "versions_seen"):
         if key not in checkpoint:
@@ -344,7 +351,7 @@ def check_checkpoint(checkpoint: object) -> None:
                 f"the checkpoint has no {key!r}: see langgraph.checkpoint.base.Checkpoint"
             )
     for key in ("channel_values", "channel_versions", "versions_seen"):
-        if not isinstance(checkpoint[key], Mapping):
+        if type(checkpoint[key]) is not dict and not isinstance(checkpoint[key], Mapping):
             raise InvalidInputError(f"the checkpoint's {key!r} must be a dict, not {shown(checkpoint[key])}")
 
 

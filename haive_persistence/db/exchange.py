@@ -17,7 +17,8 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import psycopg
@@ -41,6 +42,7 @@ _TUPLES = ExecStatus.TUPLES_OK
 _DONE = ExecStatus.COMMAND_OK
 _FATAL = ExecStatus.FATAL_ERROR
 _SYNC = ExecStatus.PIPELINE_SYNC
+_IDLE = TransactionStatus.IDLE
 _COPY = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
 _BINARY = 1
 
@@ -62,11 +64,13 @@ class _Compiled(NamedTuple):
     order: tuple[str, ...]
     positional: bool
     formats: list[PyFormat]
+    values: Callable[[Mapping[str, object]], Sequence[object]]  # of the parameters, in order
+    generic: bool  # planned once for all parameters
 
 
 class _Bound(NamedTuple):
     query: str
-    text: bytes
+    compiled: _Compiled
     values: Sequence[Any] | None
     types: tuple[int, ...]
     formats: Sequence[Any] | None
@@ -103,7 +107,15 @@ def _parse(query: str) -> _Compiled:
         return f"${order.index(name) + 1}"
 
     text = _PLACEHOLDER.sub(number, query).encode()
-    return _Compiled(text, tuple(order), not named, [PyFormat.AUTO] * len(order))
+    formats = [PyFormat.AUTO] * len(order)
+    return _Compiled(text, tuple(order), not named, formats, _getter(order), query.endswith(GENERIC_PLAN))
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, object]], Sequence[object]]:
+    """A function that returns the values of these names in a mapping."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda params: [params[name] for name in names]
 
 
 class PipelinedConnection:
@@ -162,7 +174,7 @@ class PipelinedConnection:
         pg = self._pg
         return (
             pg.status == ConnStatus.OK
-            and pg.transaction_status == TransactionStatus.IDLE
+            and pg.transaction_status == _IDLE
             and pg.pipeline_status == PipelineStatus.OFF
         )
 
@@ -228,7 +240,7 @@ class PipelinedConnection:
             results, lost = [], error
         if lost is None:
             pg.exit_pipeline_mode()
-            if len(results) == answers and not any(r.status == _FATAL for r in results):
+            if len(results) == answers and _FATAL not in [result.status for result in results]:
                 self._generic = known
                 return [results[place] for place in places]
         for key, place in fresh.items():
@@ -241,12 +253,12 @@ class PipelinedConnection:
 
         It stays as it is in transactions, whose end may undo a setting, and where sessions are not ours.
         """
-        within = self._pg.transaction_status != TransactionStatus.IDLE or any(
-            text.startswith(b"BEGIN") for text in before
-        )
-        if within or not bound or self._threshold != 0:
+        if self._threshold != 0 or not bound or self._pg.transaction_status != _IDLE:
             return self._generic
-        return all(one.query.endswith(GENERIC_PLAN) for one in bound)
+        for text in before:
+            if text.startswith(b"BEGIN"):
+                return self._generic
+        return False not in [one.compiled.generic for one in bound]
 
     def _queue(
         self,
@@ -281,26 +293,26 @@ class PipelinedConnection:
             pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
             return 1
         if not self._worth_preparing(key):
-            pg.send_query_params(bound.text, bound.values, bound.types, bound.formats, _BINARY)
+            pg.send_query_params(bound.compiled.text, bound.values, bound.types, bound.formats, _BINARY)
             return 1
         self._serial += 1
         name = self._names[key] = b"haive_%s_%d" % (self._mark, self._serial)
         fresh[key] = place
-        pg.send_prepare(name, bound.text, bound.types)
+        pg.send_prepare(name, bound.compiled.text, bound.types)
         pg.send_query_prepared(name, bound.values, bound.formats, _BINARY)
         return 2
 
     def _bind(self, query: Query, params: Params, tenant: str) -> _Bound:
         compiled = _compile(query)
         if not compiled.order:
-            return _Bound(query, compiled.text, None, (), None)
+            return _Bound(query, compiled, None, (), None)
         values = _in_order(query, compiled, params, tenant)
         tx = self._tx
         try:
             sendable = tx.dump_sequence(values, compiled.formats)
         except _UNSENDABLE as error:
             raise InvalidInputError(f"a value cannot be sent to Postgres: {error}") from error
-        return _Bound(query, compiled.text, sendable, tx.types or (), tx.formats)
+        return _Bound(query, compiled, sendable, tx.types or (), tx.formats)
 
     def _worth_preparing(self, key: _Key) -> bool:
         if not self._threshold:
@@ -354,14 +366,14 @@ def _in_order(query: str, compiled: _Compiled, params: Params, tenant: str) -> S
         if isinstance(params, Mapping) or len(params) != len(compiled.order):
             raise TypeError(f"{len(compiled.order)} parameters in a sequence are wanted by: {query}")
         return params
-    if not isinstance(params, Mapping):
+    if type(params) is not dict and not isinstance(params, Mapping):
         if params:
             raise TypeError(f"parameters by name are wanted by: {query}")
         params = {}
     if "tenant" not in params:
         params = {**params, "tenant": tenant}
     try:
-        return [params[name] for name in compiled.order]
+        return compiled.values(params)
     except KeyError as missing:
         raise TypeError(f"the parameter {missing} is wanted by: {query}") from None
 

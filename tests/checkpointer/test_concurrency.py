@@ -329,3 +329,26 @@ os._exit(0)
     for found, who in ((newest, "parent"), (before, "child")):
         ids = [message.id for message in found.checkpoint["channel_values"]["messages"]]
         assert ids == [f"{who} {i}" for i in range(6)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the C library")
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
+def test_forked_children_draw_number_blocks_of_their_own(fork: str) -> None:
+    """Also before any of them has a saver, and whether Python knows that they were forked or not."""
+    code = f"""
+import ctypes, os
+from haive_persistence import Checkpointer
+from haive_persistence.checkpointer.parts import fork_safety
+from haive_persistence.checkpointer.storage.piece_numbers import new_block
+reader, writer = os.pipe()
+for _ in range(3):
+    if {fork}() == 0:
+        fork_safety.check_pid()
+        os.write(writer, b"%d " % new_block())
+        os._exit(0)
+    os.wait()
+print(len({{*os.read(reader, 1000).split(), b"%d" % new_block()}}))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "4"

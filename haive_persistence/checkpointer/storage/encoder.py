@@ -275,9 +275,11 @@ class Encoder:
             ):
                 return no
             if id_piece == mf.INLINE and self._is_free(no, ids):
-                return self._new_id(no, message, key, ids)
-        elif message.id is not None and (bare := self._stored_bare(message, fields, ids)) is not None:
-            return self._new_id(bare, message, key, ids)
+                bare = key_of(type(message), cast(bytes, message_key(message, without_id=True)))
+                ids.add(no, cast(str, message.id), key, bare)
+                return no
+        elif message.id is not None and (bare_piece := self._new_id(message, key, fields, ids)) is not None:
+            return bare_piece
         data = self._dump([message])
         changed = message_key(message) != fields
         if changed and retries:
@@ -299,22 +301,21 @@ class Encoder:
         ids.bare.add(no)
         return no
 
-    def _stored_bare(self, message: BaseMessage, fields: bytes, ids: _Ids) -> int | None:
+    def _new_id(self, message: BaseMessage, key: Key, fields: bytes, ids: _Ids) -> int | None:
         """The piece of the same message without its id: it was written before its list gave it one."""
-        bare = message_key(message, without_id=True)
-        if bare is None or message_key(message) != fields:
+        without_id = message_key(message, without_id=True)
+        if without_id is None or message_key(message) != fields:
             return None
-        found = self._batch.find(key_of(type(message), bare))
-        return found if type(found) is int and self._is_free(found, ids) else None
+        bare = key_of(type(message), without_id)
+        found = self._batch.find(bare)
+        if type(found) is not int or not self._is_free(found, ids):
+            return None
+        ids.add(found, cast(str, message.id), key, bare)
+        return found
 
     def _is_free(self, piece: int, ids: _Ids) -> bool:
         """True if no id piece has an id for this piece, and this list has the piece for no other message."""
         return not (piece in ids.by_piece or piece in ids.bare or piece in self._batch.given_ids)
-
-    def _new_id(self, piece: int, message: BaseMessage, key: Key, ids: _Ids) -> int:
-        bare = cast(bytes, message_key(message, without_id=True))
-        ids.add(piece, cast(str, message.id), key, key_of(type(message), bare))
-        return piece
 
     def _give_ids(self, ids: _Ids) -> None:
         """One piece with the ids that messages of this list got. A piece is given an id once."""

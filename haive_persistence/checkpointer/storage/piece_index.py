@@ -154,8 +154,10 @@ class ThreadLog:
         per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + GIVEN_BYTES * len(self.given_ids)
         checkpoints = CHECKPOINT_BYTES * (len(self.checkpoints) + len(self.stored_writes))
         parts = checkpoints + per_piece + GRID_BYTES * len(self.grids) + 2 * PIECE_BYTES * len(self.unopened)
-        sizes: list[int] = [ancestry.size for ancestry in list(self.ancestries.values())]
-        return LOG_BYTES + self.bytes_held + self.bytes_known + parts + sum(sizes) + self.bytes_to_send
+        if self.ancestries:
+            sizes: list[int] = [ancestry.size for ancestry in list(self.ancestries.values())]
+            parts += sum(sizes)
+        return LOG_BYTES + self.bytes_held + self.bytes_known + parts + self.bytes_to_send
 
     def add_unacknowledged(self, no: int, data: bytes) -> None:
         self.unacknowledged[no] = data

@@ -51,12 +51,12 @@ def id_time(checkpoint_id: bytes) -> int:
 
 def encode_time(ts: Any, checkpoint_id: bytes) -> Any:
     """An ISO timestamp as microseconds after the checkpoint's id, or as it is if that loses anything."""
-    if type(ts) is str and (made := id_time(checkpoint_id)):
+    if type(ts) is str and ts.endswith("+00:00") and (made := id_time(checkpoint_id)):
         try:
             at = datetime.fromisoformat(ts)
         except ValueError:
             return ts
-        if at.tzinfo is not None and at.utcoffset() == timedelta(0) and at.isoformat() == ts:
+        if at.isoformat() == ts:
             return (at - _EPOCH) // _MICROSECOND - made
     return ts
 
@@ -214,6 +214,8 @@ def encode_checkpoint(
 
 
 def _packed(ns: str) -> str | list[bytes]:
+    if not ns:
+        return ns
     parts = pack_uuids(ns.encode())
     return parts if len(parts) > 1 else ns
 
