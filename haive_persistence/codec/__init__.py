@@ -148,14 +148,11 @@ class Codec:
 
     def unpack_all(self, stored: Iterable[bytes], aads: Iterable[bytes]) -> list[bytes]:
         """`unpack` for many at once, to at most `max_read_bytes` in all."""
-        return decompress_all(list(map(self._opened, stored, aads)), max_size=self.max_read_bytes)
+        opened = list(map(self.sealer.open, stored, aads)) if self.sealer is not None else _plain(stored)
+        return decompress_all(opened, max_size=self.max_read_bytes)
 
     def _opened(self, stored: bytes, aad: bytes) -> bytes:
-        if self.sealer is not None:
-            return self.sealer.open(stored, aad)
-        if is_sealed(stored):
-            raise WrongKeyError("this row is sealed and no key was given: set encryption_key")
-        return stored
+        return _plain([stored])[0] if self.sealer is None else self.sealer.open(stored, aad)
 
     def encode(self, value: Any, aad: bytes) -> bytes:
         """`dump`, then `pack`."""
@@ -164,6 +161,13 @@ class Codec:
     def decode(self, stored: bytes, aad: bytes) -> Any:
         """`unpack`, then `load`."""
         return self.load(self.unpack(stored, aad))
+
+
+def _plain(stored: Iterable[bytes]) -> list[bytes]:
+    found = list(stored)
+    if any(map(is_sealed, found)):
+        raise WrongKeyError("this row is sealed and no key was given: set encryption_key")
+    return found
 
 
 def _named(tag: str) -> bytes:

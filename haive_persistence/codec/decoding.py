@@ -9,6 +9,7 @@ LangGraph's safe types. Anything else comes back as its plain payload that carri
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from haive_persistence.codec import data_types, standard_types
 from haive_persistence.codec.core_schema import CodeNeededError
 from haive_persistence.codec.describing import FIELDS
 from haive_persistence.codec.fast_messages import BUILDERS as _MESSAGES
-from haive_persistence.codec.fast_messages import begin_value, build_all
+from haive_persistence.codec.fast_messages import begin_value, build_all, split_messages
 from haive_persistence.codec.hash_flooding import MAX_ALIKE, check_maps
 from haive_persistence.codec.limits import MAX_READ_BYTES
 from haive_persistence.codec.msgpack_guard import MUST_CHECK, check_counts, check_depth, is_suspicious
@@ -172,12 +173,6 @@ def _place(level: int, data: bytes) -> int:
     return frame.start + found
 
 
-_ONE_EXT_8, _ONE_EXT_16 = b"\x91\xc7", b"\x91\xc8"  # a list of one extension of up to 255 bytes, or 64 kB
-_FOUR = b"\x94"  # module, name, fields and method
-_MESSAGES_PACKAGE = b"langchain_core.messages."
-_PACKAGE_END = len(_FOUR) + 2 + len(_MESSAGES_PACKAGE)  # after the name's length in one byte or two
-
-
 class Reader:
     """Reads msgpack under one allow-list; the object itself is the ext hook that ormsgpack calls."""
 
@@ -219,27 +214,30 @@ class Reader:
 
         Each part begins with `prefix`. Raises DecodeError if one is damaged.
         """
-        long, short = prefix + _ONE_EXT_16, prefix + _ONE_EXT_8
-        at = len(long)  # where the extension's size is
-        payloads: list[bytes] = []
-        for part in parts:
-            size = len(part) - at
-            if part.startswith(long) and int.from_bytes(part[at : at + 2], "big") == size - 3:
-                start = at + 3
-            elif part.startswith(short) and size > 1 and part[at] == size - 2:
-                start = at + 2
-            else:
-                return None
-            if part[start - 1] != EXT_PYDANTIC_V2 or not part.startswith(_FOUR, start):
-                return None
-            if part.find(_MESSAGES_PACKAGE, start, start + _PACKAGE_END) < 0:
-                return None
-            payloads.append(part[start:])
-        rows = self.decode(b"\xdd" + len(payloads).to_bytes(4, "big") + b"".join(payloads))
-        try:
-            return build_all(rows)
-        except (TypeError, ValueError):  # not what a message is stored as
+        messages: list[Any] = [None] * len(parts)
+        groups = split_messages(parts, prefix)
+        if groups is None:
             return None
+        for places, cls, fields in groups:
+            made = build_all(cls, self._separate(fields))
+            if made is None:
+                return None
+            for place, message in zip(places, made, strict=True):
+                messages[place] = message
+        return messages
+
+    def _separate(self, values: Sequence[bytes]) -> list[Any]:
+        """Read many values as one array. Raises DecodeError if the bytes of one are not one value.
+
+        After each stands a random number: were one missing where it belongs, a value would not end there.
+        """
+        nonce = secrets.randbits(63) | 1 << 62
+        separator = b"\xd3" + nonce.to_bytes(8, "big")
+        array = b"\xdd" + (2 * len(values)).to_bytes(4, "big") + separator.join([*values, b""])
+        found = self.decode(array)
+        if set(map(type, found[1::2])) != {int} or set(found[1::2]) != {nonce}:
+            raise DecodeError("stored bytes are damaged: they are not one value each")
+        return list(found[::2])
 
     def __call__(self, code: int, data: bytes) -> Any:
         try:

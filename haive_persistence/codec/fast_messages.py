@@ -13,26 +13,42 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import combinations, repeat
-from typing import Any
+from operator import methodcaller
+from typing import Any, NamedTuple
 
+import ormsgpack
 from langchain_core.messages.ai import AIMessage
 from langchain_core.messages.base import BaseMessage
 from langchain_core.messages.human import HumanMessage
 from langchain_core.messages.system import SystemMessage
 from langchain_core.messages.tool import ToolMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
+from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2
 
 from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
 
 logger = logging.getLogger("haive_persistence.codec")
 
 _Build = Callable[[dict[str, Any]], Any]
+_Key = tuple[str, str]  # of a class: its module and name
 
-_METHOD = "model_validate_json"  # which LangGraph names beside the fields
+
+class MessageGroup(NamedTuple):
+    """Messages of one class: their places among others, and their fields as msgpack."""
+
+    places: list[int]
+    cls: _Key
+    fields: list[bytes]
+
+
+_METHOD_PACKED = ormsgpack.packb("model_validate_json")  # which LangGraph names beside the fields
+_ENDS_WITH_METHOD = methodcaller("endswith", _METHOD_PACKED)
+_ONE, _EXT_8, _EXT_16 = b"\x91", b"\xc7", b"\xc8"  # a list of one; an extension of up to 255 bytes, or 64 kB
+_FOUR = b"\x94"  # module, name, fields and method
 
 _TEXT, _MAYBE = "<class 'str'>", "str | None"
 _COMMON = {
@@ -203,27 +219,57 @@ _STATUSES = ("success", "error")
 _NULLABLE_TEXT = {str, type(None)}
 
 
-def build_all(rows: Sequence[Sequence[Any]]) -> list[Any] | None:
-    """Build messages from rows of module, name, fields and method; None if pydantic must see one of them."""
-    by_class: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for at, (module, name, _, method) in enumerate(rows):
-        if method != _METHOD:
+def split_messages(parts: Sequence[bytes], prefix: bytes) -> list[MessageGroup] | None:
+    """Lists with one message each, by class; None if one is anything else. No field is looked at.
+
+    Each part begins with `prefix`.
+    """
+    at = len(prefix)
+    places: dict[tuple[bytes, bytes], list[int]] = {}
+    heads: list[bytes] = []
+    for place, part in enumerate(parts):
+        list_of_one = part[: at + 2]
+        code = at + 4 if list_of_one.endswith(_EXT_16) else at + 3
+        group = list_of_one, part[code : code + _LONGEST_HEAD]
+        try:
+            places[group].append(place)
+        except KeyError:
+            head = next((head for head in _HEADS if group[1].startswith(head)), None)
+            if head is None or list_of_one not in (prefix + _ONE + _EXT_8, prefix + _ONE + _EXT_16):
+                return None
+            heads.append(head)
+            places[group] = [place]
+    groups: list[MessageGroup] = []
+    for head, ((list_of_one, _), of_kind) in zip(heads, places.items(), strict=True):
+        width = 2 if list_of_one.endswith(_EXT_16) else 1
+        fields = _packed_fields([parts[place] for place in of_kind], at + 2, width, head)
+        if fields is None:
             return None
-        by_class[module, name].append(at)
-    messages: list[Any] = [None] * len(rows)
-    for key, places in by_class.items():
-        fields = [rows[at][2] for at in places]
-        if (build := BUILDERS.get(key)) not in _PROVABLE and build is not None:
-            build(fields[0])  # which proves the fast way, and puts it in place
-            build = BUILDERS.get(key)
-        if build is None:
-            return None
-        made = _make_all(build, fields) or list(map(build, fields))
-        if not all(message is not None for message in made):
-            return None
-        for at, message in zip(places, made, strict=True):
-            messages[at] = message
-    return messages
+        groups.append(MessageGroup(of_kind, _HEADS[head], fields))
+    return groups
+
+
+def _packed_fields(parts: list[bytes], at: int, width: int, head: bytes) -> list[bytes] | None:
+    """The packed fields of messages of one class. Their size stands at `at`, in `width` bytes."""
+    code = at + width
+    sizes = [int.from_bytes(part[at:code], "big") + code + 1 for part in parts]
+    if sizes != list(map(len, parts)) or not all(map(_ENDS_WITH_METHOD, parts)):
+        return None
+    start = code + len(head)
+    return [part[start : -len(_METHOD_PACKED)] for part in parts]
+
+
+def build_all(key: _Key, fields: list[Any]) -> list[Any] | None:
+    """Build messages of one class from their fields; None if pydantic must see one of them."""
+    if _types(fields) != {dict}:
+        return None
+    if (build := BUILDERS.get(key)) not in _PROVABLE and build is not None:
+        build(fields[0])  # which proves the fast way, and puts it in place
+        build = BUILDERS.get(key)
+    if build is None:
+        return None
+    made = _make_all(build, fields) or list(map(build, fields))
+    return made if all(message is not None for message in made) else None
 
 
 def _make_all(build: _Build, fields: list[dict[str, Any]]) -> list[Any] | None:
@@ -410,7 +456,7 @@ def _reason(cls: type[BaseMessage], build: _Build) -> str | None:
         return f"it could not be compared ({type(exc).__name__})"
 
 
-def _prove_first(key: tuple[str, str], cls: type[BaseMessage], build: _Build) -> _Build:
+def _prove_first(key: _Key, cls: type[BaseMessage], build: _Build) -> _Build:
     """A stand-in for `build` that at its first call puts `build` in its own place, or nothing."""
 
     def first(fields: dict[str, Any]) -> Any:
@@ -441,12 +487,18 @@ _PLAIN: dict[_Build, tuple[type[BaseMessage], tuple[str, ...], str]] = {
 
 _PROVABLE = frozenset(_BUILD.values())
 
-BUILDERS: dict[tuple[str, str], _Build] = {}
+BUILDERS: dict[_Key, _Build] = {}
 """Per message class: the message of these fields, or None if pydantic must see them."""
 
 for _cls, _build in _BUILD.items():
     if (_key := (_cls.__module__, _cls.__name__)) in SAFE_MSGPACK_TYPES:
         BUILDERS[_key] = _prove_first(_key, _cls, _build)
+
+_HEADS: dict[bytes, _Key] = {
+    bytes((EXT_PYDANTIC_V2,)) + _FOUR + b"".join(map(ormsgpack.packb, key)): key for key in BUILDERS
+}
+"""How an extension begins that holds a message, without its size."""
+_LONGEST_HEAD = max(map(len, _HEADS), default=0)
 
 ORDINARY: dict[type, Callable[[dict[str, Any]], bool]] = {
     HumanMessage: _is_human,

@@ -39,7 +39,7 @@ def test_threads_that_made_room_for_others_are_not_stored_again(database: Databa
     for n in range(50):
         configs = [store(saver, {"messages": messages, "n": n}, config) for config in configs]
     with psycopg.connect(dsn) as conn:
-        sql = "SELECT count(*) FROM haive.piece WHERE tenant_id = %s AND length(payload) > 40"
+        sql = "SELECT count(*) FROM haive.piece WHERE tenant_id = %s AND length(payload) > 30"
         assert 300 <= conn.execute(sql, [database.tenant]).fetchone()[0] <= 3 * 110
     for t in "abc":
         found = list(Checkpointer(database).list(thread(t)))

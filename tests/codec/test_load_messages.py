@@ -121,6 +121,20 @@ def test_parts_that_make_up_for_each_other() -> None:
         one_by_one(list(ext))
 
 
+@pytest.mark.parametrize("swallowed", [False, True], ids=["two and none", "one inside another"])
+def test_fields_that_make_up_for_each_other(swallowed: bool) -> None:
+    """Messages whose fields hold two values in one and none, or the beginning of one, in another."""
+    head = b"\x94" + b"".join(map(ormsgpack.packb, (HumanMessage.__module__, HumanMessage.__name__)))
+    method = ormsgpack.packb("model_validate_json")
+    fields = [ormsgpack.packb(vars(HumanMessage(text * 200))) for text in "abc"]
+    begun = fields[1][: -len(b"\xa2id\xc0")] + b"\xa2id"  # what stands next is the id
+    bodies = [fields[0] + fields[1], begun if swallowed else b"", fields[2]]
+    parts = [extension(head + body + method) for body in bodies]
+    with pytest.raises(PersistenceError):
+        one_by_one(parts)
+    assert CODEC.load_messages(parts) is None
+
+
 def extension(payload: bytes) -> bytes:
     tag = CODEC.dump([HumanMessage("a")])[:1]
     return tag + ormsgpack.packb([ormsgpack.Ext(CODEC.dump([HumanMessage("a" * 300)])[5], payload)])

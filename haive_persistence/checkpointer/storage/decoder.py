@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from haive_persistence.checkpointer.ids import unpack_uuid, unpack_uuids
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.copies import CachedPiece, Run
-from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key
+from haive_persistence.checkpointer.storage.messages import MESSAGE_CLASSES, message_key, message_keys
 from haive_persistence.checkpointer.storage.piece_index import PieceRef, ThreadLog, key_of
 from haive_persistence.codec import Codec, lookup, unbuilt_count
 from haive_persistence.errors import DecodeError
@@ -22,6 +22,7 @@ MAX_RUNS = 256  # per thread
 FEW = 4  # pieces, or manifests, that are decoded one by one
 _CONTAINERS = frozenset({list, dict})
 _TEXT = frozenset({str})
+_STORED = {bytes}
 
 Ids = Mapping[int, tuple[str, int]]  # message piece -> the id it is given, and the piece that gives it
 _NO_IDS: Ids = {}
@@ -184,6 +185,12 @@ class Decoder:
         if not numbers:
             return keys, values
         pieces = [self.pieces[no] for no in numbers[known:]]
+        if (
+            kind == "list"
+            and not known
+            and (messages := self._new_messages(numbers, pieces, ids)) is not None
+        ):
+            return keys, values + messages
         loaded = self._loaded(numbers[known:], pieces, ids, kind)
         at = 0
         for stop in [*loaded, len(pieces)]:  # what is cached up to there, then what was decoded
@@ -197,6 +204,37 @@ class Decoder:
                 values += loaded[stop][1]
             at = stop + 1
         return keys, values
+
+    def _new_messages(self, numbers: list[int], pieces: list[Any], ids: Ids) -> list[Any] | None:
+        """Messages that are decoded for the first time, all at once; None if any are anything else."""
+        met = self._log.cacheable_by_piece
+        if len(pieces) < FEW or set(map(type, pieces)) != _STORED or not met.keys().isdisjoint(numbers):
+            return None
+        messages = self._load_messages(pieces)
+        if messages is not None:
+            met.update(dict.fromkeys(numbers, True))
+            self._learn_messages(numbers, pieces, messages, ids)
+        return messages
+
+    def _learn_messages(
+        self, numbers: list[int], stored: Sequence[bytes], messages: list[Any], ids: Ids
+    ) -> None:
+        """`_learn` for the messages of some pieces, which have no extra fields."""
+        locations: list[PieceRef] = list(numbers)
+        for at, given in enumerate(map(ids.get, numbers)) if ids else ():
+            if given is not None:
+                messages[at].__dict__["id"] = given[0]
+                locations[at] = numbers[at], given[1]
+        for at, fields in enumerate(packed := message_keys(messages)):
+            if fields is None:
+                self._learn(numbers[at], stored[at], [messages[at]], ids.get(numbers[at]), "list")
+        self._log.add_locations(
+            [
+                (key_of(type(message), fields), location)
+                for message, fields, location in zip(messages, packed, locations, strict=True)
+                if fields is not None
+            ]
+        )
 
     def _copies(self, numbers: list[int], pieces: Sequence[CachedPiece], ids: Ids) -> _Parts:
         """Copies of cached pieces. `pieces` are the last of them: those that their run may not have yet."""

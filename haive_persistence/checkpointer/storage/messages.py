@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
+
 import ormsgpack
 from langchain_core.messages import (
     AIMessage,
@@ -60,3 +63,11 @@ def message_key(message: BaseMessage, *, without_id: bool = False) -> bytes | No
         return ormsgpack.packb([fields, extra] if extra else fields, option=_EXACT)
     except (TypeError, ValueError):
         return None
+
+
+def message_keys(messages: Sequence[BaseMessage]) -> list[bytes | None]:
+    """`message_key` of each, of messages without extra fields."""
+    try:
+        return list(map(ormsgpack.packb, map(vars, messages), repeat(None), repeat(_EXACT)))
+    except (TypeError, ValueError):
+        return list(map(message_key, messages))

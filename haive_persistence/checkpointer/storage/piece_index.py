@@ -174,6 +174,14 @@ class ThreadLog:
         if key not in self.known and self.known.setdefault(key, location) is location:
             self.bytes_known += KEY_BYTES + len(key[1])
 
+    def add_locations(self, locations: Iterable[tuple[Key, PieceRef]]) -> None:
+        """`add_location` for many."""
+        known, size = self.known, 0
+        for key, location in locations:
+            if key not in known and known.setdefault(key, location) is location:
+                size += KEY_BYTES + len(key[1])
+        self.bytes_known += size
+
     def forget(self, key: Key) -> None:
         if self.known.pop(key, None) is not None:
             self.bytes_known -= KEY_BYTES + len(key[1])
@@ -228,10 +236,13 @@ class ThreadLog:
         """Pieces as they are stored; what is known decoded meanwhile stays so. `pieces`: the reader's."""
         pieces = self.pieces if pieces is None else pieces
         with self._guard:
-            for no, data in found.items():
-                if no not in pieces:
-                    pieces[no] = data
-                    self.bytes_held += len(data) + PIECE_BYTES
+            new = (
+                found
+                if pieces.keys().isdisjoint(found)
+                else {n: d for n, d in found.items() if n not in pieces}
+            )
+            pieces.update(new)
+            self.bytes_held += sum(map(len, new.values())) + PIECE_BYTES * len(new)
 
     def record_decoded(self, pieces: dict[int, Any], no: int, piece: Any, size: int) -> None:
         """A piece as it is handed out from now on; `size`: bytes that this takes more, about."""
