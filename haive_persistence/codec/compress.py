@@ -157,7 +157,7 @@ _to_bytes: Final = methodcaller("tobytes")
 
 
 def _checked_size(parts: Iterable[bytes], left: int) -> int:
-    """How much stored bytes unpack to: each is checked by itself, so that the error is that of one."""
+    """The size that stored bytes unpack to. Each is checked by itself, so that the error is that of one."""
     before = left
     for part in parts:
         left -= _frame(part, left)[2]
