@@ -8,7 +8,9 @@ one number that says whether a range of rows is as it was, and for the rows abov
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import pairwise
+from operator import xor
 from typing import NamedTuple
 
 from haive_persistence.checkpointer.damage import raises_decode_error
@@ -64,7 +66,7 @@ class Ancestry(NamedTuple):
 
     @property
     def state(self) -> int:
-        return sum(segment.state for segment in self.segments)
+        return reduce(xor, (segment.state for segment in self.segments))
 
     @property
     def size(self) -> int:

@@ -168,11 +168,12 @@ WITH c AS MATERIALIZED (
 
 -- part: state_of_range
 -- One number for the checkpoints from `first` up to `last` and the writes from `first` to before `last`. It differs once a row
--- was replaced (by a later transaction, always), removed or added. `first` is above no id of the range.
-(SELECT coalesce(sum(8589934592 + xmin::text::bigint), 0)::bigint FROM haive.checkpoint
+-- was replaced, removed or added: each row sets it by a hash of its key and of the transaction that wrote it, so that no
+-- changes of several rows cancel out. `first` is above no id of the range.
+(SELECT coalesce(bit_xor(hash_record_extended(ROW(checkpoint_id, xmin), 0)), 0) FROM haive.checkpoint
  WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
    AND checkpoint_id >= range.first AND checkpoint_id < range.last)
-+ (SELECT coalesce(sum(8589934592 + xmin::text::bigint), 0)::bigint FROM haive.pending_write
+# (SELECT coalesce(bit_xor(hash_record_extended(ROW(write_no, xmin), 0)), 0) FROM haive.pending_write
    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key = %(ns_key)s
      AND checkpoint_id >= range.first AND checkpoint_id < range.last)
 

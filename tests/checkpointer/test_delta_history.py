@@ -185,3 +185,32 @@ def test_a_sealed_write_that_is_cut_later_is_noticed(
     )
     with pytest.raises(errors.TamperedError):
         written(saver, config)
+
+
+def test_rows_that_older_and_newer_transactions_replace(
+    database: Database, admin: psycopg.Connection[Any], round_trips: RoundTrips
+) -> None:
+    """They are read again, though the numbers of the transactions that wrote them add up to what they did before."""
+    saver = Checkpointer(database)
+    replace = "UPDATE haive.pending_write SET payload = payload WHERE ctid = %s"
+    with psycopg.connect(admin.info.dsn, password=admin.info.password) as older:
+        (early,) = older.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()  # type: ignore[misc]
+        for _ in range(50):
+            admin.execute("SELECT pg_current_xact_id()")
+        config = conversation(saver, 4)[-1]
+        (first, xmin), (second, later) = admin.execute(
+            "SELECT ctid, xmin::text::bigint FROM haive.pending_write WHERE tenant_id = %s ORDER BY write_no LIMIT 2",
+            (database.tenant,),
+        )
+        written(saver, config)
+        round_trips.of(lambda: written(saver, config))
+        assert round_trips[-1].rows == 1  # all is as it was
+        older.execute(replace, (first,))
+    now = 0
+    while now + early < xmin + later:
+        with admin.transaction():
+            (now,) = admin.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()  # type: ignore[misc]
+            if now + early >= xmin + later:
+                admin.execute(replace, (second,))
+    assert round_trips.of(lambda: written(saver, config)) > 1
+    assert written(saver, config) == ["w0", "w1", "w2", "w3"]
