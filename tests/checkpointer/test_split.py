@@ -329,10 +329,38 @@ def test_a_rollback_goes_on_while_readers_record_ids() -> None:
     log.record_ids({0: ("a", ReadMeanwhile(1)), 1: ("b", 1)})
     batch = Batch(log)
     own = batch.reserve()
-    batch.add_ids({own: "c"}, IDS)
+    batch.give_ids({own: "c"})
     batch.rollback()
     assert own not in log.given_ids
     assert {0, 1} <= log.given_ids.keys()
+
+
+def test_another_process_gave_an_id_while_a_list_was_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both processes store the same words with an id of their own; a reader finds the other's meanwhile."""
+    thread, other = Thread(), ThreadLog(1)
+    first, second = AIMessage("the same words " * 20), AIMessage("a reply " * 20)
+    thread.read(*thread.write({"updates": [first, second]}), other)
+    for message in (first, second):
+        thread.read(*thread.write({"updates": [message]}), other)
+    mine, second.id = first.model_copy(update={"id": "mine"}), "second"
+    thread.log, log = other, thread.log
+    theirs = thread.write(
+        [first.model_copy(update={"id": "theirs"}), second, HumanMessage("more", id="more")]
+    )
+    thread.log = log
+    dump = CODEC.dump
+
+    def read_then_dump(part: Any) -> bytes:
+        thread.read(*theirs, log)
+        return dump(part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CODEC, "dump", read_then_dump)
+        manifest, base = thread.write([mine, HumanMessage("new " * 50, id="new"), second])
+    expected = [mine, HumanMessage("new " * 50, id="new"), second]
+    assert thread.read(manifest, base) == expected
+    assert thread.read(manifest, base, log) == expected
+    assert thread.read(*thread.write(expected)) == expected
 
 
 def test_containers_inside_what_langgraph_wraps() -> None:

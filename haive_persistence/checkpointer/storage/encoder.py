@@ -160,12 +160,12 @@ class Encoder:
     def _list(self, value: list[Any]) -> mf.Manifest:
         ids = _Ids()
         parts = self._list_parts(value, ids)
-        items = self._items(parts, LISTS)
         inline: list[Any] = []
         if len(ids.new) == 1 and type(parts[-1]) is int and parts[-1] in ids.new:
             inline = [self._inline_id(ids, parts[-1])]
-        elif ids.new:
-            self._give_ids(ids)
+        elif ids.new and not self._give_ids(ids):
+            return self._list(value)
+        items = self._items(parts, LISTS)
         if not ids.by_piece and not inline:
             return [mf.LIST, items]
         single, *joined = self._id_items(ids.by_piece)
@@ -187,7 +187,7 @@ class Encoder:
             given = self._batch.given_ids
             ids = {piece: one[0] for piece in single if (one := given.get(piece)) is not None}
             if len(ids) == len(single):
-                joined.append(self._batch.add_ids(ids, JOINED_IDS))
+                joined.append(self._batch.join_ids(ids))
                 single = {}
         items = self._items(list(dict.fromkeys(single.values())), IDS)
         return [items, self._items(joined, JOINED_IDS)] if joined else [items]
@@ -317,13 +317,19 @@ class Encoder:
         """True if no id piece has an id for this piece, and this list has the piece for no other message."""
         return not (piece in ids.by_piece or piece in ids.bare or piece in self._batch.given_ids)
 
-    def _give_ids(self, ids: _Ids) -> None:
-        """One piece with the ids that messages of this list got. A piece is given an id once."""
-        no = self._batch.add_ids({piece: id_ for piece, (id_, _, _) in ids.new.items()}, IDS)
+    def _give_ids(self, ids: _Ids) -> bool:
+        """Add one piece with the ids that messages of this list got. A piece is given an id once.
+
+        False if a reader found another process's id for one of them after it was seen to have none.
+        """
+        no = self._batch.give_ids({piece: id_ for piece, (id_, _, _) in ids.new.items()})
+        if no is None:
+            return False
         for piece, (_, key, bare) in ids.new.items():
             self._batch.record_location(key, (piece, no))
             self._batch.forget(bare)
             ids.by_piece[piece] = no
+        return True
 
     def _nested(self, element: Any, data: bytes, budget: _Budget) -> mf.Manifest | None:
         """The manifest of an element worth splitting, else None. `data`: its serialised form, or nothing."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, cast
 from haive_persistence.checkpointer.ids import pack_uuid
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage.piece_numbers import (
+    IDS,
     JOINED_IDS,
     OTHER,
     PART_ENDS,
@@ -218,14 +219,23 @@ class ThreadLog:
 
     def record_ids(self, given: Mapping[int, Given]) -> None:
         """Record the ids that an id piece gives. Of two that give the same, one that gives many is named."""
-        for message, one in given.items():
-            known = self.given_ids.setdefault(message, one)
-            if known is None or known is one:
-                continue
-            if known[0] != one[0]:
-                self.given_ids[message] = None
-            elif part_of(one[1]) == JOINED_IDS:
-                self.given_ids[message] = one
+        with self._guard:
+            for message, one in given.items():
+                known = self.given_ids.setdefault(message, one)
+                if known is None or known is one:
+                    continue
+                if known[0] != one[0]:
+                    self.given_ids[message] = None
+                elif part_of(one[1]) == JOINED_IDS:
+                    self.given_ids[message] = one
+
+    def claim_ids(self, given: Mapping[int, Given]) -> bool:
+        """Record ids of messages that have none; False, and nothing is recorded, if a reader was first."""
+        with self._guard:
+            if any(message in self.given_ids for message in given):
+                return False
+            self.given_ids.update(given)
+            return True
 
     def latest_sequences(self) -> list[tuple[int, list[int]]]:
         """The sequence pieces that were added last, the latest first."""
@@ -375,18 +385,28 @@ class Batch:
             self._new_sequences[no] = numbers
         return no
 
-    def add_ids(self, given: Mapping[int, str], part: int) -> int:
-        """A piece that gives ids to message pieces."""
-        no = self.reserve(part)
-        self.put(no, mf.encode_ids(no, ((piece, pack_uuid(id_)) for piece, id_ in sorted(given.items()))))
+    def give_ids(self, given: Mapping[int, str]) -> int | None:
+        """A piece that gives ids to message pieces that have none; None if a reader found one meanwhile."""
+        no = self.reserve(IDS)
         ids = {piece: (id_, no) for piece, id_ in given.items()}
-        if part == JOINED_IDS:  # named from then on when it is stored: until then the others are
-            self._given |= ids
+        if self.shared:
+            if not self._log.claim_ids(ids):
+                return None
         else:
             self.given_ids.update(ids)
-            if not self.shared:
-                self._given |= ids
+            self._given |= ids
+        self._put_ids(no, given)
         return no
+
+    def join_ids(self, given: Mapping[int, str]) -> int:
+        """A piece that gives many messages the ids that others give them; it is named once it is stored."""
+        no = self.reserve(JOINED_IDS)
+        self._given |= {piece: (id_, no) for piece, id_ in given.items()}
+        self._put_ids(no, given)
+        return no
+
+    def _put_ids(self, no: int, given: Mapping[int, str]) -> None:
+        self.put(no, mf.encode_ids(no, ((piece, pack_uuid(id_)) for piece, id_ in sorted(given.items()))))
 
     def rollback(self) -> None:
         """Nothing is sent: forget what this batch made. Call before anyone else can have named it."""
