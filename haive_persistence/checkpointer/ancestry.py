@@ -94,13 +94,13 @@ class Ancestry(NamedTuple):
 def ancestry_of(
     chain: Sequence[Ancestor], state: int, known: Ancestry | None, *, is_whole: bool
 ) -> Ancestry | None:
-    """The chain that was read, continued by what was known. None if it is not worth keeping.
+    """The chain that was read, continued by what was known; None if there is nothing worth keeping.
 
     `state` is that of the rows read; `known` goes on where the chain ends: with its last checkpoint.
     """
     ids = [ancestor.stored.id for ancestor in chain]
     if len(ids) < 2 or not _descends(ids):
-        return known if known is not None and ids == [known.newest] else None
+        return known
     segment = Segment(ids[-1], ids[0], state)
     by_id = dict(zip(ids, chain, strict=True))
     if known is None:

@@ -49,7 +49,12 @@ _BINARY = 1
 #: Statements kept prepared on one connection; the least recently used one makes room.
 MAX_PREPARED = 300
 
-_SET_PLANS = {True: b"SET plan_cache_mode = force_generic_plan", False: b"RESET plan_cache_mode"}
+# Statements with one plan look rows up by keys. A plan made for an empty or tiny table would read all of it,
+# and go on to when it has grown, until the next ANALYZE: they are planned without sequential scans.
+_SET_PLANS = {
+    True: (b"SET plan_cache_mode = force_generic_plan", b"SET enable_seqscan = off"),
+    False: (b"RESET plan_cache_mode", b"RESET enable_seqscan"),
+}
 
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|s|%|(.?))", re.DOTALL)
 _UNSENDABLE = (psycopg.DataError, psycopg.ProgrammingError, UnicodeEncodeError, OverflowError, struct.error)
@@ -226,7 +231,7 @@ class PipelinedConnection:
         pg = self._pg
         generic = self._plan_mode(before, bound)
         if generic is not None and generic != self._generic:
-            before = (*before, _SET_PLANS[generic])
+            before = (*before, *_SET_PLANS[generic])
         known, self._generic = generic, None  # until the answer says otherwise
         answers, places, fresh = 0, list[int](), dict[_Key, int]()
         try:

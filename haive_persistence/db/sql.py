@@ -19,7 +19,7 @@ part has the part's slots too.
 
 `-- plan: generic` in a query says that one plan serves all parameters: it is planned once per connection, and
 not for each of its first five uses, which together are most of what a process that serves one request asks
-of the server.
+of the server. Only for look-ups by keys: no table is read as a whole.
 
 Tables are written `haive.<table>`; the schema of the configuration is put in its place. The
 setting `'haive.tenant'`, always in quotes, is not a table and stays as it is.

@@ -10,7 +10,6 @@ CREATE TABLE haive.thread (
     tenant_id  text COLLATE "C" NOT NULL,
     thread_id  text COLLATE "C" NOT NULL
 );
-CREATE INDEX thread_tenant_idx ON haive.thread (tenant_id, created_at, thread_key);
 
 -- The server's timeline, which a failover or a restore changes. NULL on a standby.
 CREATE FUNCTION haive.timeline() RETURNS text
