@@ -50,7 +50,12 @@ class Retention:
         self._queries = context.queries
 
     async def delete_threads(self, db: Db, thread_ids: Iterable[object]) -> None:
-        keys = [self._context.thread_key(t) for t in check_list("thread_ids", thread_ids)]
+        await self._delete_threads(db, self._keys_of(thread_ids))
+
+    def _keys_of(self, thread_ids: object) -> list[uuid.UUID]:
+        return [self._context.thread_key(t) for t in check_list("thread_ids", thread_ids)]
+
+    async def _delete_threads(self, db: Db, keys: Sequence[uuid.UUID]) -> None:
         if not keys:
             return
         names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
@@ -60,9 +65,9 @@ class Retention:
             self._context.cache.drop(key.bytes)
 
     async def prune(self, db: Db, thread_ids: Sequence[object], strategy: str) -> None:
-        keys = [self._context.thread_key(t) for t in check_list("thread_ids", thread_ids)]
+        keys = self._keys_of(thread_ids)
         if strategy == "delete":
-            await self.delete_threads(db, thread_ids)
+            await self._delete_threads(db, keys)
         elif strategy == "keep_latest":
             for key in keys:
                 await self._rewrite(db, key, all_but_latest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,19 @@ def test_a_damaged_thread_is_reported_in_its_place(
                 read(reader())
 
 
+def test_damage_is_logged(
+    reader: Callable[[], Checkpointer],
+    database: Database,
+    admin: psycopg.Connection[Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    admin.execute(DAMAGES["body"], (thread_key(database.tenant, "b"),))
+    (damaged,) = (t for t in reader().list(None) if isinstance(t, DamagedCheckpoint))
+    (logged,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    for part in (damaged.config["configurable"]["checkpoint_id"], "'b'", str(damaged.error)):
+        assert part in logged.getMessage()
+
+
 def test_pages_go_on_after_damage(
     reader: Callable[[], Checkpointer], database: Database, admin: psycopg.Connection[Any]
 ) -> None:
@@ -92,6 +106,18 @@ def test_a_missing_key_is_not_damage(database: Database) -> None:
     for config in (CheckpointConfig(), CheckpointConfig(encryption_key=bytes(32))):
         with pytest.raises(errors.WrongKeyError):
             list(Checkpointer(database, config=config).list(None))
+
+
+def test_missing_writes_of_a_delta_channel_are_an_error(
+    database: Database, admin: psycopg.Connection[Any]
+) -> None:
+    saver = Checkpointer(database)
+    first = store(saver, {"other": 1})
+    saver.put_writes(first, [("messages", [HumanMessage("x" * 300)])], "task")
+    config = store(saver, {"other": 2}, first)
+    admin.execute(DAMAGES["pieces"], (thread_key(database.tenant, "t"),))
+    with pytest.raises(errors.DecodeError, match="'t' are missing"):
+        Checkpointer(database).get_delta_channel_history(config=config, channels=["messages"])
 
 
 @pytest.mark.parametrize(

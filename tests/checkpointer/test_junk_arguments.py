@@ -130,6 +130,7 @@ def test_errors_are_ours(saver: Checkpointer, name: str) -> None:
         (lambda s: s.get_tuple(thread("lone \ud800")), errors.InvalidIdentifierError),
         (lambda s: list(s.list(None, limit="5")), errors.InvalidInputError),
         (lambda s: list(s.list(None, limit=-1)), errors.InvalidInputError),
+        (lambda s: list(s.list(None, limit=True)), errors.InvalidInputError),
         (lambda s: s.delete_for_runs(["lone \ud800"]), errors.InvalidIdentifierError),
         (lambda s: s.put(thread(), {"id": "c"}, {}, {}), errors.InvalidInputError),
         (lambda s: s.put_writes(thread(checkpoint_id="c"), ["ab"], "t"), errors.InvalidInputError),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from haive_persistence import errors
-from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer import Checkpointer, parts
 from tests.builders import store, thread, values_of
 
 
@@ -28,6 +29,46 @@ def test_list_limits_before_and_filters(saver: Checkpointer) -> None:
     assert len(list(saver.list(None, filter={"score": 9}))) == 1
     assert list(saver.list(None, filter={"source' OR 1=1 --": "x"})) == []
     assert list(saver.list(thread(), limit=0)) == []
+
+
+def test_the_runs_scalars_are_in_the_metadata(saver: Checkpointer) -> None:
+    """As in LangGraph's own savers: what the call has set first, and no writes."""
+    config = thread()
+    config["configurable"] |= {"user": "ann", "__pregel_task_id": "x", "tools": ["no scalar"]}
+    run = {"user": "bob", "score": 1.5, "writes": "many", "step": 7}
+    store(saver, {"a": 1}, {**config, "metadata": run}, step=3)
+    (found,) = saver.list(None, filter={"user": "bob", "score": 1.5, "step": 3})
+    assert not {"writes", "__pregel_task_id", "tools", "thread_id"} & found.metadata.keys()
+
+
+def test_iterators_are_taken_for_sequences(saver: Checkpointer) -> None:
+    for id_ in ("one", "two"):
+        config = store(saver, {"a": 1}, thread(id_), run_id=f"run of {id_}")
+        saver.put_writes(config, iter([("a", 2), ("b", 3)]), "")  # type: ignore[arg-type]
+        assert [write[1:] for write in saver.get_tuple(config).pending_writes] == [("a", 2), ("b", 3)]  # type: ignore[union-attr]
+    assert history_lengths(saver, config, iter(["a", "b"])) == {"a": 0, "b": 0}
+    saver.delete_for_runs(iter(["run of one"]))  # type: ignore[arg-type]
+    saver.prune(iter(["two"]), strategy="delete")  # type: ignore[arg-type]
+    assert list(saver.list(None)) == []
+
+
+def history_lengths(saver: Checkpointer, config: Any, channels: Any) -> dict[str, int]:
+    found = saver.get_delta_channel_history(config=config, channels=channels)
+    return {channel: len(history["writes"]) for channel, history in found.items()}
+
+
+def test_a_saver_may_serve_any_number_of_tenants(
+    saver: Checkpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It remembers those used last; the others are as they were when they come again."""
+    monkeypatch.setattr(parts, "_MAX_TENANTS", 3)
+    tenants = [saver.for_tenant(f"{saver.database.tenant} {number}") for number in range(8)]
+    for _ in range(2):
+        for number, view in enumerate(tenants):
+            config = store(view, {"a": number})
+            assert values_of(view, config) == {"a": number}
+    assert [len(list(view.list(None))) for view in tenants] == [2] * 8
+    assert len(saver._shared_now()._by_tenant) <= 3
 
 
 def test_reads_of_one_thread_need_no_other(saver: Checkpointer) -> None:
