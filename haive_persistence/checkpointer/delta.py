@@ -53,15 +53,15 @@ class DeltaHistory:
         self._reads = reads
 
     async def read(self, db: Db, config: Config, channels: Sequence[str]) -> dict[str, DeltaChannelHistory]:
-        channels = check_list("channels", channels)
-        return await self._context.with_all_keys(db, lambda: self._read(db, config, channels))
+        names = check_list("channels", channels)
+        if not all(isinstance(name, str) for name in names):
+            raise InvalidInputError(f"channels must be names, not {shown(names)}")
+        if not names:
+            return {}
+        return await self._context.with_all_keys(db, lambda: self._read(db, config, names))
 
     async def _read(self, db: Db, config: Config, channels: Sequence[str]) -> dict[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest ancestor that has a value of it, and that value."""
-        if not all(isinstance(channel, str) for channel in channels):
-            raise InvalidInputError(f"channels must be names, not {shown(channels)}")
-        if not channels:
-            return {}
         address = Address(config, self._context.tenant)
         codec = await self._context.codec(db)
         log = self._context.cache.get(address.thread.bytes)

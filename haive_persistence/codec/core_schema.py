@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from inspect import getclosurevars
 from threading import Condition, Event, Lock, RLock
+from types import FunctionType
 from typing import Any
 
 from pydantic import BaseModel
@@ -163,7 +165,30 @@ def _without_function(node: dict[str, Any], make: Make) -> Any:
         inner = {"type": "union", "choices": _strip(list(node["choices"].values()), make)}
     elif node["type"] not in ("function-plain", "call"):
         inner = _strip(node["schema"], make)
+        if (url := _url_class(node)) is not None:
+            inner = _wrapping(inner, partial(_parse_url, url))
     return {**inner, "ref": node["ref"]} if "ref" in node and "ref" not in inner else inner
+
+
+def _url_class(node: dict[str, Any]) -> type | None:
+    """The class of pydantic's, or a subclass, in which a function of pydantic's wraps a parsed URL."""
+    function = node.get("function")
+    function = function.get("function") if isinstance(function, dict) else function
+    if not isinstance(function, FunctionType) or function.__module__ != "pydantic.networks":
+        return None
+    found = getclosurevars(function).nonlocals.get("source")
+    return found if isinstance(found, type) else None
+
+
+def _parse_url(cls: type, value: Any, parse: Any) -> Any:
+    return value if type(value) is cls else wrap_url(cls, parse(value))
+
+
+def wrap_url(cls: Any, parsed: Any) -> Any:
+    """An object of a class of URLs, without running its code."""
+    made = object.__new__(cls)
+    object.__setattr__(made, "_url", parsed)
+    return made
 
 
 def _without_constructor(node: dict[str, Any], make: Make) -> Any:
@@ -182,14 +207,18 @@ def _without_constructor(node: dict[str, Any], make: Make) -> Any:
     extra = (node.get("config") or {}).get("extra_fields_behavior")
     if extra and inner.get("type") == "model-fields":
         inner.setdefault("extra_behavior", extra)
-    wrapped: dict[str, Any] = {
-        "type": "function-wrap",
-        "function": {"type": "no-info", "function": build},
-        "schema": inner,
-    }
+    wrapped = _wrapping(inner, build)
     if "ref" in node:
         wrapped["ref"] = node["ref"]
     return wrapped
+
+
+def _wrapping(schema: Any, build: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    return {
+        "type": "function-wrap",
+        "function": {"type": "no-info", "function": build},
+        "schema": schema,
+    }
 
 
 def undefined(value: Any) -> bool:

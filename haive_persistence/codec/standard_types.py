@@ -20,7 +20,7 @@ from pydantic_core import MultiHostUrl, Url
 
 from haive_persistence.codec import frames
 from haive_persistence.codec.bounded import pattern, zone
-from haive_persistence.codec.core_schema import CodeNeededError
+from haive_persistence.codec.core_schema import CodeNeededError, wrap_url
 from haive_persistence.codec.hash_flooding import check_hashes
 
 Builder = Callable[[int, Any, Mapping[str, Any]], Any]
@@ -182,9 +182,7 @@ def build_url(cls: Any, code: int, payload: Any, extras: Mapping[str, Any]) -> A
         raise CodeNeededError("only its class knows how its text was parsed")
     if cls in CORE_URLS:
         return parsed
-    made = object.__new__(cls)
-    object.__setattr__(made, "_url", parsed)
-    return with_attributes(made, extras)
+    return with_attributes(wrap_url(cls, parsed), extras)
 
 
 # --- builders of standard types, whatever is loaded or patched --------------------------------

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     FileUrl,
     HttpUrl,
+    PlainSerializer,
     PostgresDsn,
     PrivateAttr,
     RootModel,
@@ -29,7 +30,9 @@ from pydantic import (
     UrlConstraints,
     WebsocketUrl,
     computed_field,
+    field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -194,6 +197,51 @@ class Links(BaseModel):
     files: list[FileUrl] = []
     dsn: PostgresDsn | None = None
     by_name: dict[str, HttpUrl | WebsocketUrl] = {}
+
+
+class SerializesOneField(BaseModel):
+    home: AnyUrl
+    sites: list[HttpUrl] = []
+    dsn: PostgresDsn | None = None
+    number: int = 0
+
+    @field_serializer("number")
+    def _text(self, number: int) -> str:
+        return str(number)
+
+
+class SerializesUrls(BaseModel):
+    home: Annotated[AnyUrl, PlainSerializer(str)]
+    sites: list[HttpUrl] = []
+    dsn: PostgresDsn | None = None
+
+    @field_serializer("dsn")
+    def _text(self, dsn: PostgresDsn | None) -> str | None:
+        return None if dsn is None else str(dsn)
+
+
+class SerializesItself(BaseModel):
+    home: AnyUrl
+    sites: list[HttpUrl] = []
+    dsn: PostgresDsn | None = None
+
+    @model_serializer
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "home": str(self.home),
+            "sites": [str(site) for site in self.sites],
+            "dsn": None if self.dsn is None else str(self.dsn),
+        }
+
+
+class SerializesMore(BaseModel):
+    home: AnyUrl
+    sites: list[HttpUrl] = []
+    dsn: PostgresDsn | None = None
+
+    @model_serializer(mode="wrap")
+    def _fields(self, handler: Any) -> dict[str, Any]:
+        return handler(self) | {"number": 1}
 
 
 class Outer(BaseModel):

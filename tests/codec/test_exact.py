@@ -126,6 +126,10 @@ EXACT = [
         dsn="postgres://u:p@h1:1,h2:2/db",
         by_name={"a": "wss://h/", "b": "http://1.2.3.4:80"},
     ),
+    *(
+        cls(home="x-app:thing", sites=["http://a", "https://b/c?d=1"], dsn="postgres://h1:1,h2:2/db")
+        for cls in (t.SerializesOneField, t.SerializesUrls, t.SerializesItself, t.SerializesMore)
+    ),
     *(AnyUrl("http://a"), t.Site("https://user:pass@host:8443/path?q=1"), [PostgresDsn("postgres://h/db")]),
     *(Url("http://a"), MultiHostUrl("redis://a:1,b:2/0"), {HttpUrl("http://a"): 1}),
     t.Owner(pet=t.Dog(), messages=[t.HumanMessage("h", id="1")], secret=SecretStr("q")),

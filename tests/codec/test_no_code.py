@@ -262,8 +262,10 @@ def test_urls_are_parsed_and_no_code_of_their_class_runs() -> None:
     dumped = ormsgpack.packb([__name__, "HasUrl", {"url": "http://b/"}, "model_validate_json"])
     CanaryUrl.runs.clear()
     assert SERDE.loads_typed(stored) == value
-    SERDE.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(5, dumped))))
+    found = SERDE.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(5, dumped))))
     assert CanaryUrl.runs == []
+    assert found == value[1]
+    assert type(found.url) is CanaryUrl
 
 
 @pytest.mark.parametrize(
