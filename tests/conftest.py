@@ -82,6 +82,7 @@ def server() -> Iterator[EmbeddedServer | GivenServer]:
     """The embedded Postgres of this test session, in a directory of its own; or HAIVE_TEST_DSN's."""
     if given := os.environ.get("HAIVE_TEST_DSN"):
         with tempfile.TemporaryDirectory(prefix="haive-test-") as parent:
+            Path(parent).chmod(0o755)  # as root, an embedded server runs as another user
             yield GivenServer(given, Path(parent) / "data")
         return
     directory = Path(tempfile.mkdtemp(prefix="haive-test-"))
