@@ -15,6 +15,7 @@
     │   ├── ConflictError             conflict
     │   └── TimedOutError             timeout         TimeoutError
     ├── MigrationError                migration
+    ├── MergeConflictError            merge_conflict
     ├── EmbeddedServerError           embedded        RuntimeError
     └── CodecError                    codec
         ├── EncodeError               encode          TypeError, ValueError
@@ -33,7 +34,7 @@ an outage, too many connections, a conflict, a timeout. Read the data back after
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PersistenceError(Exception):
@@ -69,6 +70,19 @@ class NotFoundError(PersistenceError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument
         return str(self.args[0]) if self.args else self.code
+
+
+class MergeConflictError(PersistenceError):
+    """A merge has conflicts whose policy is "fail"; nothing was changed.
+
+    `conflicts` are those conflicts. Give another policy, or change one side.
+    """
+
+    code = "merge_conflict"
+
+    def __init__(self, message: str, conflicts: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = conflicts
 
 
 class ClosedError(PersistenceError, RuntimeError):

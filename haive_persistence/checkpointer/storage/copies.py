@@ -115,7 +115,7 @@ class Column:
             self._shared = True
             self._values.append(value)
             return
-        kind = _kind_of(type(value))
+        kind = kind_of(type(value))
         assert kind is not None  # see `check_copyable`
         shape = (type(value), kind.common(value), _empty_parts(kind.state(value)))
         group = self._groups.get(shape)
@@ -254,7 +254,7 @@ def check_copyable(value: Any, classes: set[type], seen: set[int], depth: int = 
     if issubclass(cls, Enum):
         classes.add(cls)
         return
-    kind = _kind_of(cls)
+    kind = kind_of(cls)
     if kind is None or depth > MAX_DEPTH or id(value) in seen:  # one object twice: copies would be two
         raise Uncopyable
     if cls not in _tuples:
@@ -293,7 +293,7 @@ _kinds: dict[type, Kind | None] = {}
 _tuples: set[type] = {tuple}  # and named tuples
 
 
-def _kind_of(cls: type) -> Kind | None:
+def kind_of(cls: type) -> Kind | None:
     try:
         return _kinds[cls]
     except KeyError:

@@ -1,0 +1,1 @@
+"""Version control for threads: branches and tags, differences, merges."""

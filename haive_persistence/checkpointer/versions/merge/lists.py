@@ -1,0 +1,63 @@
+"""diff3 of lists without ids."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple
+
+from haive_persistence.checkpointer.versions.merge.values import token
+
+
+class Hunk(NamedTuple):
+    """A stretch of a list, as each side has it; one and the same value four times if it merged."""
+
+    base: Sequence[Any]
+    ours: Sequence[Any]
+    theirs: Sequence[Any]
+    both: Sequence[Any]
+
+
+def diff3(base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> list[Hunk]:
+    """The merge of three lists, stretch by stretch.
+
+    After Khanna, Kunal and Pierce, "A Formal Investigation of Diff3" (2007): items of the base that both
+    sides still have are fixed points; between two of them, a side that changed nothing takes the other's.
+    """
+    tokens = [[token(item) for item in items] for items in (base, ours, theirs)]
+    in_ours, in_theirs = _matches(tokens[0], tokens[1]), _matches(tokens[0], tokens[2])
+    hunks: list[Hunk] = []
+    b = o = t = 0
+    for at in [*(at for at in range(len(base)) if at in in_ours and at in in_theirs), None]:
+        ends = (len(base), len(ours), len(theirs)) if at is None else (at, in_ours[at], in_theirs[at])
+        spans = [slice(b, ends[0]), slice(o, ends[1]), slice(t, ends[2])]
+        keys = [part[span] for part, span in zip(tokens, spans, strict=True)]
+        if any(keys):
+            hunks.append(_hunk(keys, base[spans[0]], ours[spans[1]], theirs[spans[2]]))
+        if at is not None:
+            item = ours[ends[1]]
+            hunks.append(Hunk(*[[item]] * 4))
+            b, o, t = (end + 1 for end in ends)
+    return hunks
+
+
+def _hunk(
+    keys: list[list[Hashable]], base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]
+) -> Hunk:
+    b, o, t = keys
+    if b == o:
+        return Hunk(*[theirs] * 4)
+    if t in (b, o):
+        return Hunk(*[ours] * 4)
+    return Hunk(base, ours, theirs, [*ours, *theirs])
+
+
+def _matches(base: list[Hashable], side: list[Hashable]) -> dict[int, int]:
+    """The index of each item of the base that a side still has, and its index there."""
+    start = next(
+        (at for at, (a, b) in enumerate(zip(base, side, strict=False)) if a != b), min(len(base), len(side))
+    )
+    found = {at: at for at in range(start)}
+    for block in SequenceMatcher(None, base[start:], side[start:], autojunk=False).get_matching_blocks():
+        found |= {start + block.a + at: start + block.b + at for at in range(block.size)}
+    return found
