@@ -210,16 +210,18 @@ class Writes:
 
     async def _send(self, db: Db, address: Address, encode: Encode) -> None:
         """Encode against what is known of the thread and send it, until the thread agrees."""
-        log = self._context.cache.of(address.thread.bytes)
+        cache, thread = self._context.cache, address.thread.bytes
+        log = cache.of(thread)
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec_to_write(db)
-            _learn_templates(address, codec, log)
+            if log.unopened:
+                _learn_templates(address, codec, log)
             try:
                 prepared = self._prepare(address, codec, log, encode)
             except _ParentEvictedError:
                 if await self._reads.get_tuple(db, address.config(address.checkpoint_id or b"")) is None:
                     encode = partial(encode, is_parent_stored=False)
-                log = self._context.cache.of(address.thread.bytes)
+                log = cache.of(thread)
                 continue
             if prepared is None:
                 continue
@@ -233,7 +235,7 @@ class Writes:
                 continue
             if rows:
                 self._confirm(address, log, prepared, rows[0][0])
-                self._context.cache.settle(address.thread.bytes, log)
+                cache.settle(thread, log)
                 return
             if prepared.epoch is None and log.exists:
                 continue  # another writer of this process was first to create the thread
@@ -376,8 +378,6 @@ def _learn_templates(address: Address, codec: Sealing, log: ThreadLog) -> None:
 
     Each is known by its exact bytes as the template it may be.
     """
-    if not log.unopened:
-        return
     with log.lock:
         unopened, log.unopened = log.unopened, {}
         for no, stored in unopened.items():

@@ -94,12 +94,13 @@ class Slots:
             if connection is not None and (self._closed or now - connection.born > MAX_LIFETIME_S):
                 surplus.append(connection)
                 connection = None
-            if not self._hand_over(connection):
+            if not (self._waiters and self._hand_over(connection)):
                 self._taken -= 1
                 if connection is not None:
                     connection.idle_since = now
                     self._idle.append(connection)
-                    self._shrink(now, surplus)
+                    if self._idle[0] is not connection:
+                        self._shrink(now, surplus)
         for each in surplus:
             each.close()
 

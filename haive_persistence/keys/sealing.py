@@ -127,6 +127,8 @@ class Sealings:
 
     async def load_to_write(self, db: Db) -> Sealing:
         """`load`; makes the tenant's first data key if it has none."""
+        if self.data_keys.encryption is None and (sealing := self._tenants.get(db.tenant)) is not None:
+            return sealing  # there is nothing to load
         return self._of(db.tenant, await self.data_keys.load_to_write(db))
 
     async def refresh(self, db: Db) -> bool:

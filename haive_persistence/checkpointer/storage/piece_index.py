@@ -423,6 +423,8 @@ class Batch:
 
     def commit(self) -> None:
         """Record that the statement was committed: its pieces are there for good."""
+        if self.shared and not self.send:
+            return
         log = self._log
         with log.lock:
             for no in self.send:
