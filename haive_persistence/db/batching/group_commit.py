@@ -28,8 +28,9 @@ from haive_persistence.errors import DatabaseError, InvalidInputError
 
 #: Rounds under way at once: while the server works on one, the client prepares the other.
 LEADERS = 2
-#: Writers that wait for the leader before there is a second one. That needs another connection, which costs a
-#: process that serves one request more than waiting does.
+#: Writers that wait for the leader before there is a second one. That needs another connection, whose server
+#: process plans each statement again: it costs a process that serves one request more than waiting does.
+#: Of 0, 8 and 64 this has the best worst case (docs/design/0004-connections.md has the figures).
 PATIENCE = 64
 #: A leader that takes longer is not waited for.
 SLOW_ROUND_S = 0.05
