@@ -9,6 +9,7 @@ from typing import Any, Final
 import ormsgpack
 from pydantic import BaseModel
 
+from haive_persistence.checkpointer.storage.messages import _EXACT
 from haive_persistence.checkpointer.versions.diff.object_views import model_fields
 from haive_persistence.checkpointer.versions.diff.shapes import ATOM, MAP, MEMBERS, TEXT, opaque
 from haive_persistence.checkpointer.versions.diff.views import view
@@ -17,15 +18,7 @@ from haive_persistence.errors import InvalidInputError
 MAX_DEPTH: Final = 100
 """Containers in containers, in the JSON form. What is deeper is compared by the digest of its stored form."""
 
-_PACKED: Final = (
-    ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-    | ormsgpack.OPT_PASSTHROUGH_UUID
-    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-    | ormsgpack.OPT_PASSTHROUGH_TUPLE
-)
-_SORTED: Final = _PACKED | ormsgpack.OPT_SORT_KEYS
+_SORTED: Final = _EXACT | ormsgpack.OPT_SORT_KEYS
 
 
 def state_json(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,8 +104,8 @@ def element_key(value: Any, depth: int) -> bytes | str:
 
 def packs_equal(before: Any, after: Any) -> bool:
     """True if both are plain data of equal bytes. False says nothing."""
-    packed = _pack(before, _PACKED)
-    return packed is not None and packed == _pack(after, _PACKED)
+    packed = _pack(before, _EXACT)
+    return packed is not None and packed == _pack(after, _EXACT)
 
 
 def runs_equal(before: Sequence[Any], after: Sequence[Any]) -> bool:
