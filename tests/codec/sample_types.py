@@ -46,6 +46,12 @@ CALLS: list[str] = []
 # --- enums ------------------------------------------------------------------------------------
 
 
+class Answer(enum.Enum):
+    YES = True
+    NO = False
+    NONE = None
+
+
 class Colour(enum.Enum):
     RED = "red"
     GREEN = "green"
@@ -214,6 +220,7 @@ class SerializesUrls(BaseModel):
     home: Annotated[AnyUrl, PlainSerializer(str)]
     sites: list[HttpUrl] = []
     dsn: PostgresDsn | None = None
+    password: Annotated[SecretStr, PlainSerializer(SecretStr.get_secret_value)] = SecretStr("password")
 
     @field_serializer("dsn")
     def _text(self, dsn: PostgresDsn | None) -> str | None:

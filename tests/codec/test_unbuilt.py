@@ -110,6 +110,16 @@ def test_it_behaves_as_the_plain_data() -> None:
     assert f"{seen['s']} {seen['d']}" == "red {'value': [1]}"
 
 
+def test_what_is_no_text_number_or_container_is_equal_to_its_value() -> None:
+    yes, no, none = seen_by_another([t.Answer.YES, t.Answer.NO, t.Answer.NONE])
+    assert [yes == True, no == True, none == None, none == False] == [True, False, True, False]  # noqa: E711, E712
+    assert yes == seen_by_another(t.Answer.YES) != no
+    assert [bool(yes), bool(no), bool(none)] == [True, False, False]
+    assert {yes: 1}[True] == 1
+    assert f"{yes} {none!r}" == "True None"
+    assert stored_by_another([yes, no, none]) == [*t.Answer]
+
+
 def test_an_attribute_that_it_lacks_says_why() -> None:
     for one in (t.Frozen(1), t.Colour.RED):
         with pytest.raises(AttributeError, match=r"'missing'.*not restored.*haive_persistence\.codec"):

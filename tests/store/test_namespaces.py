@@ -65,6 +65,14 @@ def _listings(draw: st.DrawFn) -> tuple[list[tuple[str, ...]], ListNamespacesOp]
         ListNamespacesOp((MatchCondition("suffix", ("alice",)),), None, 1000),
     )
 )
+@example(
+    (
+        [("a", "b"), ("a", "b", "a")],
+        ListNamespacesOp(
+            (MatchCondition("prefix", ("a", "b")), MatchCondition("suffix", ("a",))), None, 1000
+        ),
+    )
+)
 def test_listing_is_that_of_the_store_in_memory(database: Database, case: Any) -> None:
     namespaces, op = case
     ours, theirs = PostgresStore(database.for_tenant(uuid.uuid4().hex)), InMemoryStore()

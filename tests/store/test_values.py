@@ -49,13 +49,13 @@ AWKWARD = {
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal to the bit and in type: 1 is not 1.0, 0.0 is not -0.0, NaN is NaN."""
+    """Equal to the bit, in type and in the order of keys: 1 is not 1.0, 0.0 is not -0.0, NaN is NaN."""
     if type(one) is not type(other):
         return False
     if isinstance(one, float):
         return struct.pack("d", one) == struct.pack("d", other) or (math.isnan(one) and math.isnan(other))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
@@ -64,6 +64,8 @@ def same(one: Any, other: Any) -> bool:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(OBJECTS)
 @example(AWKWARD)
+@example({"minus zero": -0.0})
+@example({"b": {"one": {"z": 1, "a": [{"d": 1, "c": 2}]}}, "a": 1})
 def test_a_value_comes_back_exactly(store: PostgresStore, value: dict[str, Any]) -> None:
     store.put(("n",), "k", value)
     item = store.get(("n",), "k")
