@@ -15,6 +15,7 @@ import pytest
 from haive_persistence.codec import SafeSerializer, is_unbuilt
 from haive_persistence.codec.hash_flooding import MAX_ALIKE
 from haive_persistence.errors import DecodeError
+from tests.codec import sample_types as t
 
 SERDE = SafeSerializer()
 MANY = 30_000
@@ -136,3 +137,11 @@ def test_as_many_other_keys_come_back() -> None:
         assert type(again) is type(value)
         assert again == value
         assert list(again) == list(value) or isinstance(value, (set, frozenset))
+
+
+def test_objects_under_keys_that_are_no_text_come_back_from_large_ones() -> None:
+    for value in (
+        t.Leaf({n: t.Leaf({str(n): t.Colour.RED}) for n in range(5000)}),
+        t.Leaf([{1: t.Leaf("x" * 300_000)}]),
+    ):
+        assert SERDE.loads_typed(SERDE.dumps_typed([value])) == [value]
