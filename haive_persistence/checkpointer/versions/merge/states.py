@@ -56,19 +56,27 @@ def merge_states(
     """
     merge = ThreeWay(policy)
     known = checked_drivers(drivers)
-    if same(dict(ours), dict(theirs)):
-        return Merged(values=dict(ours), changed=frozenset(), conflicts=())
+    values = merge_channels(merge, known, base, ours, theirs)
+    merge.raise_failed()
+    changed = frozenset(
+        name for name in {*ours, *theirs} if not same(values.get(name, MISSING), ours.get(name, MISSING))
+    )
+    return Merged(values=values, changed=changed, conflicts=tuple(merge.conflicts))
+
+
+def merge_channels(
+    merge: ThreeWay, drivers: Drivers, base: State, ours: State, theirs: State
+) -> dict[str, Any]:
+    """The merged value of each channel that has one."""
+    if same(dict(ours), dict(theirs)):  # also where equal changes are added: see 0007
+        return dict(ours)
     values: dict[str, Any] = {}
-    changed: set[str] = set()
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         before, one, other = (side.get(name, MISSING) for side in (base, ours, theirs))
-        value = drive(merge, known.get(name, "shape"), before, one, other, (name,))
+        value = drive(merge, drivers.get(name, "shape"), before, one, other, (name,))
         if value is not MISSING:
             values[name] = value
-        if not same(value, one):
-            changed.add(name)
-    merge.raise_failed()
-    return Merged(values=values, changed=frozenset(changed), conflicts=tuple(merge.conflicts))
+    return values
 
 
 def cherry_pick(
