@@ -318,13 +318,15 @@ WHERE i.tenant_id = %(tenant)s AND i.namespace = e.namespace AND i.key = e.key;
 -- name: search_settings
 -- For the three searches below, until the end of their transaction. With sorting discouraged the
 -- one that goes by the index cannot fall back to sorting a whole scope, whatever the planner
--- believes its size to be; the others have to sort and do.
+-- believes its size to be; the others have to sort and do. Up to Postgres 17 what is discouraged makes a plan look
+-- dear, and dear plans are compiled, which takes two seconds.
 SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('hnsw.ef_search', %(ef_search)s, true),
        set_config('hnsw.max_scan_tuples', %(max_scan_tuples)s, true),
        set_config('ivfflat.iterative_scan', 'relaxed_order', true),
        set_config('ivfflat.probes', %(probes)s, true),
        set_config('enable_sort', 'off', true),
+       set_config('jit', 'off', true),
        set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- part: best

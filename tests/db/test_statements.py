@@ -89,8 +89,8 @@ def planner(_module_database: Database) -> Iterator[Connection[Any]]:
         yield conn
 
 
-def plan(conn: Connection[Any], text: str) -> list[dict[str, Any]]:
-    """The nodes of a query's generic plan."""
+def explained(conn: Connection[Any], text: str) -> dict[str, Any]:
+    """A query's generic plan, with what is true of all of it."""
     names = dict.fromkeys(re.findall(r"%\((\w+)\)s", text))
     for number, name in enumerate(names, 1):
         text = text.replace(f"%({name})s", f"${number}")
@@ -98,7 +98,12 @@ def plan(conn: Connection[Any], text: str) -> list[dict[str, Any]]:
     values = f"({', '.join(['NULL'] * len(names))})" if names else ""
     (found,) = conn.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE planned{values}".encode()).fetchone()
     conn.execute("DEALLOCATE planned")
-    return list(nodes(found[0]["Plan"]))
+    return found[0]  # type: ignore[no-any-return]
+
+
+def plan(conn: Connection[Any], text: str) -> list[dict[str, Any]]:
+    """The nodes of a query's generic plan."""
+    return list(nodes(explained(conn, text)["Plan"]))
 
 
 def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -130,6 +135,26 @@ def test_every_text_is_planned_and_names_the_tenant(planner: Connection[Any], ro
             seen += 1
             assert re.search(r"tenant_id = \(?\$\d", conditions(node)), (name, text, node)
     assert seen or room == "schema_lint"
+
+
+#: Queries whose plans look dear to the planner, with what is set for them.
+DEAR = {
+    "checkpointer": ("prefer_order", {"list_all"}),
+    "store": ("search_settings", {"search_exact", "search_near", "search_all"}),
+}
+
+
+@pytest.mark.parametrize("room", DEAR)
+def test_dear_plans_are_not_compiled(planner: Connection[Any], room: str) -> None:
+    """Compiling takes seconds. A server without a compiler shows nothing here."""
+    settings, names = DEAR[room]
+    with planner.transaction(force_rollback=True):
+        planner.execute("SET LOCAL jit_above_cost = 0")
+        params = {"ef_search": "40", "max_scan_tuples": "100", "probes": "1"}
+        planner.execute(load_queries(room)[settings], params)
+        for name, text in texts(room):
+            if name in names:
+                assert "JIT" not in explained(planner, text), name
 
 
 #: Queries about more than one thread, by what they look up instead.
