@@ -94,7 +94,6 @@ scalars = st.one_of(
         [
             b"",
             b"abc",
-            bytearray(b"abc"),
             Color.RED,
             Color.BLUE,
             Shade.RED,

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from haive_persistence.checkpointer.storage.messages import _EXACT
 from haive_persistence.checkpointer.versions.diff.object_views import model_fields
-from haive_persistence.checkpointer.versions.diff.shapes import ATOM, MAP, MEMBERS, TEXT, opaque
+from haive_persistence.checkpointer.versions.diff.shapes import ATOM, MAP, MEMBERS, TEXT, TYPE, opaque
 from haive_persistence.checkpointer.versions.diff.views import view
 from haive_persistence.errors import InvalidInputError
 
@@ -33,7 +33,8 @@ def state_json(state: Mapping[str, Any]) -> dict[str, Any]:
     * `{"$type": "collections.OrderedDict", "$entries": {...}}`. Keys that are no text stand as JSON text. A
       dict that has them, or a key `$type`, is of this form too. The order of keys has no meaning;
     * `{"$type": "float", "value": "nan"}`, `{"$type": "decimal.Decimal", "value": "1.0"}` and the like;
-    * `{"$type": "bytes", "size": 3, "digest": "…"}`, with the BLAKE2 digest (128 bits) of the bytes.
+    * `{"$type": "bytes", "size": 3, "digest": "…"}`, with the BLAKE2 digest (128 bits) of the bytes. Inside
+      another value a `bytearray` is stored as bytes, and is shown as such.
       What can be stored but not taken apart (a pandas frame, say) has the digest of its stored form.
 
     Two states are equal here if and only if their JSON texts with sorted keys are. Secrets of pydantic's
@@ -57,6 +58,8 @@ def to_json(value: Any, depth: int, path: frozenset[int] = frozenset()) -> Any:
     if kind == TEXT:
         return parts
     if kind == ATOM:
+        if depth == 1 and type(value) is bytearray:  # only a channel's own value is stored as one
+            return {**parts, TYPE: "bytearray"}
         return dict(parts) if type(parts) is dict else parts
     if depth > MAX_DEPTH:
         return dict(opaque(value)[1])
@@ -123,11 +126,9 @@ def runs_equal(before: Sequence[Any], after: Sequence[Any]) -> bool:
 def _pack(value: Any, option: int) -> bytes | None:
     """Exact bytes of plain data, types included; None if there are none."""
     try:
-        packed = ormsgpack.packb(value, option=option)
+        return ormsgpack.packb(value, option=option)
     except (TypeError, ValueError):
         return None
-    # a bytearray packs as bytes do: their codes, which are rare in text too, mean that types must be seen
-    return None if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed else packed
 
 
 def equal(before: Any, after: Any, depth: int, path: frozenset[int] = frozenset()) -> bool:

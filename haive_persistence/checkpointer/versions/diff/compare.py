@@ -61,7 +61,9 @@ class Comparer:
         if _token(before, channel) == _token(after, channel) is not None:
             return None
         value, other = before[channel], after[channel]
-        return None if packs_equal(value, other) else self._values(value, other, 1, frozenset())
+        if type(value) is type(other) and packs_equal(value, other):
+            return None
+        return self._values(value, other, 1, frozenset())
 
     def _json(self, value: Any, depth: int) -> Any:
         return to_json(value, depth) if self._details else None

@@ -14,10 +14,11 @@ from uuid import UUID
 
 from haive_persistence.checkpointer.versions.diff.canonical import element_key, equal, runs_equal
 from haive_persistence.checkpointer.versions.diff.sequences import longest_increasing, matching_blocks
-from haive_persistence.checkpointer.versions.diff.shapes import MAP, fields_of
+from haive_persistence.checkpointer.versions.diff.shapes import ATOM, MAP, TEXT, fields_of
 from haive_persistence.checkpointer.versions.diff.tokens import Pair, TokenList, pairs_in_order, token_pairs
 from haive_persistence.checkpointer.versions.diff.views import view
 
+_LEAVES: Final = {ATOM, TEXT}
 _RUN: Final = 128  # elements that are compared at once, where lists begin and end alike
 
 
@@ -186,9 +187,10 @@ class _Middle:
         return matches
 
     def _replacing(self, here: range, there: range) -> Iterator[Match]:
-        """Pairs of elements of one type out of two runs, in order."""
+        """Pairs of elements of one shape out of two runs, in order."""
         for i, j in zip(here, there):  # noqa: B905
-            if type(self._before[i]) is type(self._after[j]):
+            one, other = view(self._before[i])[0], view(self._after[j])[0]
+            if one == other or {one, other} <= _LEAVES:
                 yield Match(i, j, False)
 
 

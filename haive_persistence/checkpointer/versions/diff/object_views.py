@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from types import MemberDescriptorType
 from typing import Any, Final
 
@@ -137,10 +138,11 @@ _PRIVATE: Final = _hidden("__pydantic_private__")
 
 def model_fields(models: Sequence[Any]) -> list[Any]:
     """All that pydantic models hold, as it is."""
-    try:  # the descriptors themselves: thousands of messages are read here
-        return [[_OWN(model, "__dict__"), _GET_EXTRA(model), _GET_PRIVATE(model)] for model in models]
+    fields = list(map(_OWN, models, repeat("__dict__")))  # no loop in Python: there may be thousands
+    try:
+        return [fields, list(map(_GET_EXTRA, models)), list(map(_GET_PRIVATE, models))]
     except AttributeError:  # one was made without its constructor
-        return [[_OWN(model, "__dict__"), _EXTRA(model), _PRIVATE(model)] for model in models]
+        return [fields, list(map(_EXTRA, models)), list(map(_PRIVATE, models))]
 
 
 def view_named_tuple(cls: type) -> Viewer:

@@ -55,6 +55,10 @@ def view_float(value: float) -> View:
     return ATOM, {TYPE: "float", "value": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
 
 
+def view_bytes(value: Any) -> View:
+    return ATOM, {TYPE: "bytes", **_bytes(value)}
+
+
 def view_text(value: str) -> View:
     return TEXT, value
 
