@@ -28,6 +28,7 @@ SHORT: list[Line] = [
     ("bench_raw", "--seconds 1 --rounds 3 --one-thread --writers 8"),
     ("bench_roundtrips", "--rounds 5"),
     ("bench_store", ""),
+    ("bench_diff", "--count 3"),
 ]
 FULL: list[Line] = [
     ("bench_chat", ""),
@@ -48,6 +49,7 @@ FULL: list[Line] = [
     ("bench_roundtrips", ""),
     ("bench_roundtrips", "--async"),
     ("bench_store", "--full"),
+    ("bench_diff", ""),
 ]
 
 
