@@ -26,9 +26,9 @@ from haive_persistence.checkpointer.versions.diff.show import (
     counts,
     preview,
     printable,
+    simplified,
     spans,
     title,
-    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _STYLE: Final = f"""<style>
 
 def to_html(diff: Diff) -> str:
     before, after = map(_text, diff.names)
-    head = f"<div><del>{before}</del> → <ins>{after}</ins></div>"
+    head = f'<div><span class="old">{before}</span> → <span class="new">{after}</span></div>'
     if not diff:
         return f'<div class="haive-diff">{_STYLE}{head}<div>no differences</div></div>'
     body = "".join(_channel(diff, channel) for channel in diff.channels)
@@ -103,7 +103,7 @@ def _rows(rows: Iterator[str], count: int) -> str:
 
 
 def _inside(node: Node) -> str:
-    node = unwrapped(node)
+    node = simplified(node)
     match node:
         case MapEdited(entries):
             return _rows(_entries(entries), len(entries))
@@ -118,6 +118,7 @@ def _inside(node: Node) -> str:
 
 
 def _leaf(node: Node) -> str:
+    node = simplified(node)
     match node:
         case Added(after):
             return f"+ {_new(after)}"
@@ -143,7 +144,7 @@ def _element(element: Element) -> str:
         return f'<li>− <small>[{element.before}]</small> {name} <span class="old">{shown}</span></li>'
     if element.before is None:
         return f'<li>+ <small>[{element.after}]</small> {name} <span class="new">{shown}</span></li>'
-    at = f"{element.before} → {element.after}" if element.before != element.after else str(element.after)
+    at = f"{element.before} → {element.after}" if element.moved else str(element.after)
     word = " moved" if element.moved else ""
     inner = _leaf(element.change) if element.change is not None else shown
     sign = "↕" if element.moved else "~"

@@ -25,9 +25,9 @@ from haive_persistence.checkpointer.versions.diff.show import (
     counts,
     preview,
     printable,
+    simplified,
     spans,
     title,
-    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _has_entries(node: Node) -> bool:
 
 def _entry(level: int, key: str, node: Node, width: int) -> Iterator[Line]:
     """A key, and what changed there; on one line where it fits."""
-    name = printable(key)
+    name, node = printable(key), simplified(node)
     match node:
         case Added(after):
             yield Line(level, (Span("added*", _cut(f"+ {name}: {brief(after)}", level, width)),))
@@ -136,7 +136,7 @@ _TO: Final = Span("same", _ARROW)
 
 
 def _inside(level: int, node: Node, width: int) -> Iterator[Line]:
-    node = unwrapped(node)
+    node = simplified(node)
     match node:
         case MapEdited(entries):
             yield from _entries(level, entries, width)
@@ -171,24 +171,22 @@ def _element(level: int, element: Element, width: int) -> Iterator[Line]:
         text = f"{sign} [{where}]{name} {preview(element.value)}"
         yield Line(level, (Span(style, _cut(text, level, width)),))
         return
-    at = str(element.after)
-    if element.before != element.after:
-        at = f"{element.before}{_ARROW}{at}"
+    at = f"{element.before}{_ARROW}{element.after}" if element.moved else str(element.after)
     if element.moved and element.change is None:
         text = _cut(f"> [{at}]{name} {preview(element.value)}", level, width)
         yield Line(level, (Span("moved*", text),))
         return
     sign, style = (">", "moved*") if element.moved else ("~", "head")
     head = Span(style, f"{sign} [{at}]{name}")
-    if element.change is None or _has_entries(element.change):
-        yield Line(level, (head,))
-        if element.change is not None:
-            yield from _inside(level + 2, element.change, width)
-    elif isinstance(element.change, TextEdited):
-        yield Line(level, (head, Span("same", " "), *spans(element.change)))
-    elif isinstance(element.change, Replaced):
-        change = element.change
+    change = None if element.change is None else simplified(element.change)
+    if isinstance(change, TextEdited):
+        yield Line(level, (head, Span("same", " "), *spans(change)))
+    elif isinstance(change, Replaced):
         yield from _replaced(level, head, brief(change.before), brief(change.after), width)
+    else:
+        yield Line(level, (head,))
+        if change is not None:
+            yield from _inside(level + 2, change, width)
 
 
 def _cut(text: str, level: int, width: int) -> str:
@@ -215,21 +213,26 @@ def _wrapped(line: Line, width: int) -> Iterator[Span]:
     below = f"\n{indent}    "
     yield Span("same", indent)
     column, room = 0, max(width - len(indent), 20)
+    space: Span | None = None
     for span in line.spans:
         for part in _PARTS.findall(span.text):
             if part == "\n":
                 yield Span("same", below)
                 column = 4
+                space = None
             elif part.isspace():
-                if column + len(part) < room:
-                    yield Span(span.style, part)
-                    column += len(part)
+                space = Span(span.style, part)
             else:
-                if column + len(part) > room and column > 4:
+                if column + len(part) + len(space.text if space else "") > room and column > 4:
                     yield Span("same", below)
-                    column = 4
+                    column, space = 4, None
+                if space is not None:
+                    yield space
+                    column, space = column + len(space.text), None
                 yield Span(span.style, part)
                 column += len(part)
+    if space is not None and space.style != "same":
+        yield space
 
 
 _PARTS: Final = re.compile(r"\n|[^\S\n]+|\S+")

@@ -21,7 +21,7 @@ from haive_persistence.checkpointer.versions.diff.model import (
 )
 from haive_persistence.checkpointer.versions.diff.render_html import to_html
 from haive_persistence.checkpointer.versions.diff.render_text import DEFAULT_WIDTH, to_rich, to_text
-from haive_persistence.checkpointer.versions.diff.show import unwrapped
+from haive_persistence.checkpointer.versions.diff.show import simplified
 from haive_persistence.errors import InvalidInputError
 
 Path = tuple[str | int, ...]
@@ -113,7 +113,7 @@ def _summary(node: Node) -> ChannelSummary:
         return ChannelSummary("added", added=1)
     if isinstance(node, Removed):
         return ChannelSummary("removed", removed=1)
-    match unwrapped(node):
+    match simplified(node):
         case MapEdited(entries):
             added = sum(isinstance(entry, Added) for entry in entries.values())
             removed = sum(isinstance(entry, Removed) for entry in entries.values())

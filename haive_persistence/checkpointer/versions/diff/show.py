@@ -12,8 +12,10 @@ from haive_persistence.checkpointer.versions.diff.model import (
     Json,
     MapEdited,
     Node,
+    Replaced,
     TextEdited,
 )
+from haive_persistence.checkpointer.versions.diff.text import Edit
 
 _ELIDED: Final = " … "
 _AROUND: Final = 60  # unchanged characters that are shown beside an edit
@@ -65,8 +67,11 @@ def short_type(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def unwrapped(node: Node) -> Node:
-    """The change inside a tuple, a set or an ordered dict, without the map that names its type."""
+def simplified(node: Node) -> Node:
+    """A change as it is shown: without the map that names a tuple's type, a short new text as a whole."""
+    if isinstance(node, TextEdited) and max(len(node.before), len(node.after)) <= _AROUND:
+        is_rewritten = node.edits == (Edit(0, len(node.before), 0, len(node.after)),)
+        return Replaced(node.before, node.after) if is_rewritten else node
     if isinstance(node, MapEdited) and len(node.entries) == 1:
         ((key, inner),) = node.entries.items()
         return inner if key in _CONTENTS else node
