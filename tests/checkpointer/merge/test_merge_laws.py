@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 
@@ -46,6 +46,7 @@ STATES = st.dictionaries(KEYS, VALUES, max_size=3)
 DRIVERS = st.dictionaries(KEYS, st.sampled_from(["shape", "messages", "add", "reduced", "pending", "opaque"]))
 
 
+@settings(deadline=None)
 @given(STATES, STATES, DRIVERS)
 def test_one_side_changed(base: Any, other: Any, drivers: Any) -> None:
     assert_clean(merge_states(base, base, other, drivers=drivers), other)
@@ -54,6 +55,7 @@ def test_one_side_changed(base: Any, other: Any, drivers: Any) -> None:
     assert not found.changed
 
 
+@settings(deadline=None)
 @given(STATES, STATES, DRIVERS)
 def test_both_changed_alike(base: Any, other: Any, drivers: Any) -> None:
     found = merge_states(base, other, deepcopy(other), drivers=drivers)
@@ -66,6 +68,7 @@ def assert_clean(found: Merged, values: Any) -> None:
     assert not found.conflicts
 
 
+@settings(deadline=None)
 @given(STATES, STATES, STATES, DRIVERS)
 def test_inputs_stay_as_they_were(base: Any, ours: Any, theirs: Any, drivers: Any) -> None:
     before = deepcopy((base, ours, theirs))
@@ -74,6 +77,7 @@ def test_inputs_stay_as_they_were(base: Any, ours: Any, theirs: Any, drivers: An
     assert same((base, ours, theirs), before)
 
 
+@settings(deadline=None)
 @given(STATES, STATES, STATES)
 def test_swapped_sides_mirror_the_conflicts(base: Any, ours: Any, theirs: Any) -> None:
     first = merge_states(base, ours, theirs).conflicts
@@ -86,6 +90,7 @@ def seen(conflict: Conflict, *, swapped: bool = False) -> Any:
     return conflict.path, conflict.kind, token(conflict.base), token(ours), token(theirs)
 
 
+@settings(deadline=None)
 @given(STATES, STATES, STATES)
 def test_what_is_taken_is_what_primary_wins_takes(base: Any, ours: Any, theirs: Any) -> None:
     found = merge_states(base, ours, theirs)
@@ -96,6 +101,7 @@ def test_what_is_taken_is_what_primary_wins_takes(base: Any, ours: Any, theirs: 
     )
 
 
+@settings(deadline=None)
 @given(STATES, STATES, STATES)
 def test_resolving_all_with_theirs_is_what_secondary_wins_takes(base: Any, ours: Any, theirs: Any) -> None:
     found = merge_states(base, ours, theirs)
@@ -115,6 +121,7 @@ def as_sets(values: Any) -> Any:
     }
 
 
+@settings(deadline=None)
 @given(STATES, STATES, STATES)
 def test_changed_names_the_channels_that_differ_from_ours(base: Any, ours: Any, theirs: Any) -> None:
     found = merge_states(base, ours, theirs)
@@ -138,6 +145,7 @@ EDITS: list[Callable[[dict[str, Any]], None]] = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(range(len(EDITS))), unique=True), st.integers(0, 12))
 def test_disjoint_changes_commute_and_are_all_there(edits: list[int], cut: int) -> None:
     base: dict[str, Any] = {

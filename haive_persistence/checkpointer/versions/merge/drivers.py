@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from decimal import Decimal
@@ -158,11 +159,11 @@ def pending(base: Any, ours: Any, theirs: Any) -> Any:
         return (ours & theirs) | (ours - before) | (theirs - before)
     if type(ours) is not list:
         return MISSING
-    known = list(map(token, ours))
+    known = Counter(map(token, ours))
     merged = list(ours)
     for item in theirs:
-        if (key := token(item)) in known:
-            known.remove(key)
-        else:
+        key = token(item)
+        known[key] -= 1
+        if known[key] < 0:
             merged.append(item)
     return merged

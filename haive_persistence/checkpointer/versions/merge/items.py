@@ -127,6 +127,7 @@ class ItemMerge:
         self._dispute(self._theirs, self._ours, callers[0])
 
     def _dispute(self, side: Mapping[Id, Any], other: Mapping[Id, Any], known: Mapping[str, Id]) -> None:
+        settled = {found.path for found in self._merge.conflicts}
         results: dict[str, list[Id]] = {}
         for id_, item in side.items():
             for call in answered_calls(item):
@@ -137,15 +138,16 @@ class ItemMerge:
             edited = id_ not in other and self._is_changed(id_, side)
             if lost and (edited or any(self._is_changed(answer, side) for answer in answers)):
                 for disputed in (id_, *(answer for answer in answers if answer not in other)):
-                    self._settle(disputed)
+                    self._settle(disputed, settled)
 
     def _is_changed(self, id_: Id, side: Mapping[Id, Any]) -> bool:
         return not same(self._base.get(id_, MISSING), side[id_])
 
-    def _settle(self, id_: Id) -> None:
+    def _settle(self, id_: Id, settled: set[Path]) -> None:
         """Record a conflict about an item as a whole, unless there is one."""
         path = (*self._path, id_)
-        if all(found.path != path for found in self._merge.conflicts):
+        if path not in settled:
+            settled.add(path)
             base, ours, theirs = self._sides(id_)
             kind: Kind = "edit/delete" if ours is MISSING or theirs is MISSING else "edit/edit"
             self._set(id_, self._merge.conflict(kind, base, ours, theirs, path))

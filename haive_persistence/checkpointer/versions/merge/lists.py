@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
+from haive_persistence.checkpointer.versions.diff.sequences import matching_blocks
 from haive_persistence.checkpointer.versions.merge.values import token
 
 
@@ -24,7 +24,10 @@ def diff3(base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> li
     After Khanna, Kunal and Pierce, "A Formal Investigation of Diff3" (2007): items of the base that both
     sides still have are fixed points; between two of them, a side that changed nothing takes the other's.
     """
-    tokens = [[token(item) for item in items] for items in (base, ours, theirs)]
+    numbers: dict[Hashable, int] = {}  # of equal items: hashed once, compared often
+    tokens = [
+        [numbers.setdefault(token(item), len(numbers)) for item in items] for items in (base, ours, theirs)
+    ]
     in_ours, in_theirs = _matches(tokens[0], tokens[1]), _matches(tokens[0], tokens[2])
     hunks: list[Hunk] = []
     b = o = t = 0
@@ -41,9 +44,7 @@ def diff3(base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> li
     return hunks
 
 
-def _hunk(
-    keys: list[list[Hashable]], base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]
-) -> Hunk:
+def _hunk(keys: list[list[int]], base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> Hunk:
     b, o, t = keys
     if b == o:
         return Hunk(*[theirs] * 4)
@@ -52,12 +53,6 @@ def _hunk(
     return Hunk(base, ours, theirs, [*ours, *theirs])
 
 
-def _matches(base: list[Hashable], side: list[Hashable]) -> dict[int, int]:
+def _matches(base: Sequence[int], side: Sequence[int]) -> dict[int, int]:
     """The index of each item of the base that a side still has, and its index there."""
-    start = next(
-        (at for at, (a, b) in enumerate(zip(base, side, strict=False)) if a != b), min(len(base), len(side))
-    )
-    found = {at: at for at in range(start)}
-    for block in SequenceMatcher(None, base[start:], side[start:], autojunk=False).get_matching_blocks():
-        found |= {start + block.a + at: start + block.b + at for at in range(block.size)}
-    return found
+    return {here + at: there + at for here, there, size in matching_blocks(base, side) for at in range(size)}

@@ -140,6 +140,6 @@ def _reordered(items: Any, ids: Any) -> Any:
         raise InvalidInputError(
             "an order is resolved by a side or a list of ids, on a list whose items have ids"
         )
-    spine = [id_ for id_ in ids if id_ in known]
     by_id = dict(zip(known, items, strict=True))
+    spine = [id_ for id_ in ids if id_ in by_id]
     return [by_id[id_] for id_ in around(spine, known)]

@@ -80,12 +80,12 @@ class ThreeWay:
         (self._failed if rule == "fail" else self.conflicts).append(found)
         return ours
 
-    def place(self, since: int, path: Path, orders: Sequence[list[Any]], there: Iterable[Any]) -> None:
+    def place(self, since: int, path: Path, orders: Sequence[Sequence[Any]], there: Iterable[Any]) -> None:
         """Tell the conflicts about missing items of a list, from number `since` on, what is in front."""
         present = set(there)
         for number, found in enumerate(self.conflicts[since:], since):
             if len(found.path) == len(path) + 1 and found.path[-1] not in present:
-                order = next((ids for ids in orders if found.path[-1] in ids), [])
+                order = next(ids for ids in orders if found.path[-1] in ids)
                 self.conflicts[number] = replace(found, after=_before(found.path[-1], order, present))
 
     def _by_shape(self, base: Any, ours: Any, theirs: Any, path: Path) -> Any:
@@ -157,10 +157,10 @@ class ThreeWay:
         return MISSING if gone else rebuild(ours, theirs, parts)
 
 
-def _before(id_: Any, order: list[Any], present: set[Any]) -> tuple[Any, ...]:
+def _before(id_: Any, order: Sequence[Any], present: set[Any]) -> tuple[Any, ...]:
     """The ids before one, the nearest first, as far as the first that is present."""
     found: list[Any] = []
-    for other in reversed(order[: order.index(id_)] if id_ in order else order):
+    for other in reversed(order[: order.index(id_)]):
         found.append(other)
         if other in present:
             break
