@@ -6,7 +6,7 @@ import gc
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, filterfalse
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,10 +18,19 @@ from haive_persistence.checkpointer.ids import decode_id
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_of, missing_row
+from haive_persistence.checkpointer.storage.copies import Uncopyable
 from haive_persistence.checkpointer.storage.decoder import Decoder, piece_size
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import ranges
+from haive_persistence.checkpointer.storage.snapshots import (
+    MAX_PIECES,
+    MAX_STORED,
+    Content,
+    Snapshot,
+    Values,
+)
+from haive_persistence.codec import unbuilt_count
 from haive_persistence.codec.limits import Budget
 from haive_persistence.codec.seal import is_sealed
 from haive_persistence.db.protocol import Executor, Query, Statement
@@ -130,6 +139,9 @@ class ThreadReader:
         self._budget = Budget(codec.codec.max_read_bytes)  # for what this read unpacks
         self._named: list[tuple[int, int]] = []  # runs of pieces that manifests name, not looked at yet
         self._repeated: list[list[tuple[int, int]]] = []  # (start, stop) of pieces named again
+        self._snapshots = log.snapshots
+        self._contents: dict[tuple[int, bytes], Content] = {}  # of checkpoints that were read before
+        self._to_fill: dict[tuple[int, bytes], Snapshot] = {}
 
     def keep_small(self) -> None:
         """Leave pieces that the read did not need, and that may be templates, to writers of this process."""
@@ -163,13 +175,29 @@ class ThreadReader:
     def open_body(
         self, ns_key: int, checkpoint_id: bytes, parent: bytes | None, payload: bytes
     ) -> records.Body:
-        body = records.open_body(
-            self._codec.open("checkpoint", (self.thread, ns_key, checkpoint_id), payload)
-        )
+        data = self._codec.open("checkpoint", (self.thread, ns_key, checkpoint_id), payload)
+        body = self._known_body(ns_key, checkpoint_id, data)
         if self._codec.sealed and is_sealed(payload) and body.parent != parent:
             raise TamperedError(
                 "a checkpoint's parent is not the one it was sealed with: the row was changed"
             )
+        return body
+
+    def _known_body(self, ns_key: int, checkpoint_id: bytes, data: bytes) -> records.Body:
+        """The body that these bytes hold. What is known of its values is used from here on."""
+        key = ns_key, checkpoint_id
+        snapshot = self._snapshots.get(key)
+        if snapshot is None or snapshot.data != data:
+            snapshot = Snapshot(data, records.open_body(data))
+            self.log.record_snapshot(ns_key, checkpoint_id, snapshot)
+        elif (content := snapshot.content) is None:
+            if snapshot.is_kept:
+                self._to_fill[key] = snapshot
+        elif self.decoder.are_current(content.classes):
+            self._contents[key] = content
+        else:
+            self._to_fill[key] = snapshot
+        body: records.Body = snapshot.body
         return body
 
     @raises_decode_error
@@ -193,7 +221,12 @@ class ThreadReader:
     @raises_decode_error
     def open_write(self, ns_key: int, checkpoint_id: bytes, no: int, payload: bytes) -> records.Write:
         data = self._codec.open("pending_write", (self.thread, ns_key, checkpoint_id, no), payload)
-        write = records.open_write(no, checkpoint_id, data)
+        snapshot = self._snapshots.get((ns_key, checkpoint_id))
+        known, write = (b"", None) if snapshot is None else snapshot.writes.get(no, (b"", None))
+        if write is None or known != data:
+            write = records.open_write(no, checkpoint_id, data)
+            if snapshot is not None and snapshot.is_kept:
+                snapshot.writes[no] = data, write
         self.log.clock = max(self.log.clock, write.time)
         if self._codec.sealed:
             self.log.record_write(ns_key, checkpoint_id, no)
@@ -210,12 +243,13 @@ class ThreadReader:
         pieces = self.pieces
         missing: set[int] = set()
         for s in stored:
+            content = self._contents.get((s.ns_key, s.id)) if want == "all" else None
             self.check_named()
             if s.body.template not in pieces:
                 missing.add(s.body.template)
-            for m in _wanted(s.body, want):
+            for m in _wanted(s.body, want) if content is None else ():
                 self.add_missing(m, s.body.base, missing)
-            for w in s.writes:
+            for w in s.writes if content is None or content.writes != s.writes else ():
                 if w.template not in pieces:
                     missing.add(w.template)
                 for m in w.manifests if want != "metadata" else ():
@@ -350,17 +384,62 @@ class ThreadReader:
         """The checkpoint with values of its own; its pieces must be in memory."""
         if self._repeated:
             self._check_repeated()
-        names = self.names(s.body)
+        checkpoint, metadata, pending = self._values(s)
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.body.ns}
-        checkpoint = records.decode_checkpoint(s.body, names, s.id, self.decoder)
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
             {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
             checkpoint,  # type: ignore[arg-type]
-            records.decode_metadata(s.body, names, self.decoder),  # type: ignore[arg-type]
+            metadata,  # type: ignore[arg-type]
             parent or None,  # type: ignore[arg-type]
+            pending,
+        )
+
+    def _values(self, s: StoredCheckpoint) -> Values:
+        """The checkpoint, its metadata and its pending writes: copies if it was read before."""
+        key = s.ns_key, s.id
+        content = self._contents.get(key)
+        if content is None:
+            return self._decoded(s)
+        if content.writes == s.writes:
+            return content.copy()
+        snapshot = self._snapshots.get(key)
+        if snapshot is not None:
+            snapshot.content = None  # it gets other pending writes when it is read again
+        checkpoint, metadata, _ = content.copy()
+        return checkpoint, metadata, self.decode_writes(self.ordered(s.writes))
+
+    def _decoded(self, s: StoredCheckpoint) -> Values:
+        snapshot = self._to_fill.get((s.ns_key, s.id))
+        names, before = self.names(s.body), unbuilt_count()
+        values: Values = (
+            records.decode_checkpoint(s.body, names, s.id, self.decoder),
+            records.decode_metadata(s.body, names, self.decoder),
             self.decode_writes(self.ordered(s.writes)) if s.writes else [],
         )
+        if snapshot is None:
+            return values
+        content = None
+        if unbuilt_count() == before and self._is_small(s):
+            with suppress(Uncopyable):
+                content = Content(*values, s.writes)
+        if content is None:
+            snapshot.give_up()
+            return values
+        self.log.fill_snapshot(s.ns_key, s.id, snapshot, content)
+        return content.copy()
+
+    def _is_small(self, s: StoredCheckpoint) -> bool:
+        """True if a checkpoint has few pieces, which are small."""
+        count = size = 0
+        manifests = [(m, s.body.base) for m in s.body.manifests()]
+        for m, base in chain(manifests, ((m, w.base) for w in s.writes for m in w.manifests)):
+            for start, length in mf.piece_numbers(m, base, self.log.sequences):
+                count += length
+                if count > MAX_PIECES:
+                    return False
+                size += sum(piece_size(self.pieces.get(no)) for no in range(start, start + length))
+        return size <= MAX_STORED
 
     @raises_decode_error
     def record(self, s: StoredCheckpoint) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from haive_persistence.checkpointer import Checkpointer
 from haive_persistence.checkpointer.storage.copies import CachedPiece, Run
+from haive_persistence.checkpointer.storage.snapshots import Content
 from tests.builders import store, thread
 
 
@@ -144,6 +145,21 @@ def test_copies_are_equal_and_share_nothing(parts: list[list[Any]], data: st.Dat
         assert first == second == expected
         assert list(map(repr, first)) == list(map(repr, expected))
         assert not mutables(first) & mutables(second)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=3), values, max_size=4), st.lists(values, max_size=2))
+def test_copies_of_a_checkpoint_are_equal_and_share_nothing(
+    state: dict[str, Any], written: list[Any]
+) -> None:
+    state, written = copy.deepcopy((state, written), {})
+    pending = [("task", "channel", value) for value in written]
+    expected = {"id": "1", "channel_values": state}, {"step": 1}, pending
+    content = Content(*copy.deepcopy(expected, {}), [])
+    first, second = content.copy(), content.copy()
+    assert first == second == expected
+    assert repr(first) == repr(expected)
+    assert not mutables(first) & mutables(second)
 
 
 def test_what_is_set_and_extra_is_copied() -> None:

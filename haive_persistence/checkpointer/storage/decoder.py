@@ -103,7 +103,7 @@ class Decoder:
         short = {at: no for at, (m, base) in enumerate(manifests) if (no := _range_of(m, base)) is not None}
         numbers = [no for start, count in short.values() for no in range(start, start + count)]
         pieces = [self.pieces[no] for no in numbers]
-        if len(short) < 2 or not all(type(p) is CachedPiece and self._are_current(p.classes) for p in pieces):
+        if len(short) < 2 or not all(type(p) is CachedPiece and self.are_current(p.classes) for p in pieces):
             return [self.decode(m, base) for m, base in manifests]
         copied = iter(self._copies(numbers, pieces, _NO_IDS)[1])
         sizes = iter([len(piece.values) for piece in pieces])
@@ -118,7 +118,7 @@ class Decoder:
 
     def _leaf(self, no: int) -> Any:
         piece = self.pieces[no]
-        if type(piece) is CachedPiece and self._are_current(piece.classes):
+        if type(piece) is CachedPiece and self.are_current(piece.classes):
             return piece.copy()
         return self._parts([no], _NO_IDS, "value")[1][0]
 
@@ -178,7 +178,7 @@ class Decoder:
         keys: list[Any] = []
         values: list[Any] = []
         run = self._runs.get(numbers[0])
-        known = run.shared_with(numbers) if run is not None and self._are_current(run.classes) else 0
+        known = run.shared_with(numbers) if run is not None and self.are_current(run.classes) else 0
         if run is not None and known and (known == len(numbers) or known < run.pieces):
             keys, values = run.copies(numbers[:known], ids)
             numbers, known = numbers[known:], 0
@@ -239,7 +239,7 @@ class Decoder:
     def _copies(self, numbers: list[int], pieces: Sequence[CachedPiece], ids: Ids) -> _Parts:
         """Copies of cached pieces. `pieces` are the last of them: those that their run may not have yet."""
         run = self._runs.get(numbers[0])
-        if run is None or not self._are_current(run.classes) or not run.extend(numbers, pieces):
+        if run is None or not self.are_current(run.classes) or not run.extend(numbers, pieces):
             run = Run()
             run.extend(numbers, [self.pieces[no] for no in numbers])
             if len(self._runs) >= MAX_RUNS:
@@ -255,7 +255,7 @@ class Decoder:
         first: list[int] = []
         again: list[int] = []
         for at, piece in enumerate(pieces):
-            if type(piece) is CachedPiece and not self._are_current(piece.classes):
+            if type(piece) is CachedPiece and not self.are_current(piece.classes):
                 pieces[at] = self.pieces[numbers[at]] = piece.stored
             if type(pieces[at]) is bytes:
                 (first if self._is_new(numbers[at]) else again).append(at)
@@ -328,7 +328,7 @@ class Decoder:
             self._log.record_decoded(self.pieces, no, piece, 3 * len(stored) + 1000)
         return piece
 
-    def _are_current(self, classes: Iterable[type]) -> bool:
+    def are_current(self, classes: Iterable[type]) -> bool:
         """Whether classes are still what their modules have under their names: a reload replaces them."""
         current = self._current
         for cls in classes:

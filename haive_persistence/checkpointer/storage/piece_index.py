@@ -34,9 +34,11 @@ from haive_persistence.checkpointer.storage.piece_numbers import (
     part_of,
     used_up,
 )
+from haive_persistence.checkpointer.storage.snapshots import Content, Snapshot
 
 MAX_CHECKPOINTS = 64
 MAX_ANCESTRIES = 8
+MAX_SNAPSHOTS = 256
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
 # Memory of each by itself, about: a log, a known checkpoint, a known key, a piece without its bytes.
@@ -103,6 +105,7 @@ class ThreadLog:
         "pieces",
         "runs",
         "sequences",
+        "snapshots",
         "stored_writes",
         "unacknowledged",
         "unopened",
@@ -131,6 +134,7 @@ class ThreadLog:
         # Pieces that were decoded, and whether they may stay decoded.
         self.cacheable_by_piece: dict[int, bool] = {}
         self.checkpoints: dict[tuple[int, bytes], KnownCheckpoint] = {}
+        self.snapshots: dict[tuple[int, bytes], Snapshot] = {}  # another dict takes its place, as with pieces
         self.ancestries: dict[int, Any] = {}  # by namespace: see `ancestry.py`
         # Of sealed threads: the pending writes known to be stored, by namespace and checkpoint.
         self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
@@ -203,6 +207,27 @@ class ThreadLog:
                 while len(self.ancestries) > MAX_ANCESTRIES:
                     del self.ancestries[next(iter(self.ancestries))]
 
+    def record_snapshot(self, ns_key: int, checkpoint_id: bytes, snapshot: Snapshot) -> None:
+        """Record a checkpoint as it was read."""
+        with self._guard:
+            before = self.snapshots.pop((ns_key, checkpoint_id), None)  # the latest comes last
+            if before is None and len(self.snapshots) >= MAX_SNAPSHOTS:
+                before = self.snapshots.pop(next(iter(self.snapshots)))
+            self.snapshots[ns_key, checkpoint_id] = snapshot
+            self.bytes_held += snapshot.size - (0 if before is None else before.size)
+
+    def fill_snapshot(self, ns_key: int, checkpoint_id: bytes, snapshot: Snapshot, content: Content) -> None:
+        """Record the values of a checkpoint that was read again."""
+        with self._guard:
+            snapshot.content = content
+            if self.snapshots.get((ns_key, checkpoint_id)) is snapshot:
+                stored = [data for data, _ in list(snapshot.writes.values())]
+                size = (
+                    content.size + 4 * len(snapshot.data) + sum(map(len, stored)) + PIECE_BYTES * len(stored)
+                )
+                self.bytes_held += size - snapshot.size
+                snapshot.size = size
+
     def record_write(self, ns_key: int, checkpoint_id: bytes, write_no: int) -> None:
         """Record that a pending write of a sealed thread is stored."""
         key = ns_key, checkpoint_id
@@ -271,6 +296,7 @@ class ThreadLog:
             self.pieces = {}
             self.runs = {}
             self.ancestries = {}
+            self.snapshots = {}
             self.bytes_held = sum(8 * len(numbers) for numbers in self.sequences.values())
 
 
