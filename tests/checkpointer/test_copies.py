@@ -162,6 +162,15 @@ def test_copies_of_a_checkpoint_are_equal_and_share_nothing(
     assert not mutables(first) & mutables(second)
 
 
+def test_a_dict_with_many_keys() -> None:
+    rows = [{f"key {n}": {"parts": [n, [n]], "none": None} for n in range(count)} for count in (3, 100, 50)]
+    run = run_of(*([row] for row in rows))
+    for count in (1, 2, 3):
+        first, second = (run.copies(list(range(count)), {})[1] for _ in range(2))
+        assert first == second == rows[:count]
+        assert not mutables(first) & mutables(second)
+
+
 def test_what_is_set_and_extra_is_copied() -> None:
     (made,) = run_of([Inner(name="x")]).copies([0], {})[1]
     assert made.model_fields_set == {"name"}

@@ -34,6 +34,7 @@ _IMMUTABLE = frozenset(
     | {datetime, date, time, timedelta, timezone}
 )
 _MAX_KINDS = 4096
+_MAX_KEYS = 16  # whose parts are copied together; those of all others are too
 MAX_DEPTH = 24  # containers in containers; what is deeper is decoded each time
 
 _FIRST = itemgetter(0)
@@ -54,26 +55,55 @@ class Uncopyable(Exception):
 class Group:
     """The values of one kind in a column."""
 
-    __slots__ = ("_child_at", "_children", "_common", "_empty", "_kind", "places", "states")
+    __slots__ = (
+        "_common",
+        "_elements",
+        "_empty",
+        "_kind",
+        "_other_at",
+        "_others",
+        "_parts",
+        "_spans",
+        "places",
+        "states",
+    )
 
     def __init__(self, kind: Kind, common: Any, empty: tuple[tuple[Any, type], ...]) -> None:
         self._kind = kind
         self._common = common
         self._empty = empty  # keys of empty dicts and lists, in all of these values
-        self._children = Column()
-        self._child_at: list[tuple[int, Any]] = []  # which state, and the key or index in it
+        self._parts: dict[Any, Children] = {}  # by key, or index; of the first keys only
+        self._others = Column()
+        self._other_at: list[tuple[int, Any]] = []  # which state, and the key or index in it
+        self._elements = Column()  # of lists that have nothing else
+        self._spans: list[tuple[int, int, int]] = []  # which state, and where its elements begin and end
         self.places: list[int] = []
         self.states: list[Any] = []
 
     def add(self, place: int, value: Any) -> None:
         state = self._kind.state(value)
-        empty = {key for key, _ in self._empty}
-        for key, child in state.items() if type(state) is dict else enumerate(state):
-            if key not in empty and not is_immutable(child):
-                self._children.add(child)
-                self._child_at.append((len(self.states), key))
+        number = len(self.states)
+        if type(state) is list and state and not any(map(is_immutable, state)):
+            start = self._elements.length
+            for child in state:
+                self._elements.add(child)
+            self._spans.append((number, start, self._elements.length))
+        else:
+            empty = {key for key, _ in self._empty}
+            for key, child in state.items() if type(state) is dict else enumerate(state):
+                if key not in empty and not is_immutable(child):
+                    self._add_part(number, key, child)
         self.states.append(state)
         self.places.append(place)
+
+    def _add_part(self, number: int, key: Any, child: Any) -> None:
+        if key not in self._parts and len(self._parts) < _MAX_KEYS:
+            self._parts = {**self._parts, key: Children()}  # others iterate over it
+        if key in self._parts:
+            self._parts[key].add(number, child)
+        else:
+            self._others.add(child)
+            self._other_at.append((number, key))
 
     def copies(self, count: int) -> list[Any]:
         states = list(map(type(self.states[0]).copy, self.states[:count]))
@@ -84,12 +114,43 @@ class Group:
             else:
                 for state in states:
                     state[key] = []
-        if self._child_at:
-            children = bisect_left(self._child_at, count, key=_FIRST)
-            new = self._children.copies(children)
-            for (number, key), child in zip(self._child_at, new, strict=False):
+        for key, children in self._parts.items():
+            children.put_into(states, key)
+        if self._other_at:
+            others = self._others.copies(bisect_left(self._other_at, count, key=_FIRST))
+            for (number, key), child in zip(self._other_at, others, strict=False):
                 states[number][key] = child
+        if self._spans:
+            spans = self._spans[: bisect_left(self._spans, count, key=_FIRST)]
+            elements = self._elements.copies(spans[-1][2]) if spans else []
+            for number, start, stop in spans:
+                states[number] = elements[start:stop]
         return self._kind.make(states, self._common)
+
+
+class Children:
+    """The parts under one key of the values in a group."""
+
+    __slots__ = ("_column", "_numbers")
+
+    def __init__(self) -> None:
+        self._column = Column()
+        self._numbers: list[int] = []  # of the values that have such a part
+
+    def add(self, number: int, child: Any) -> None:
+        self._column.add(child)
+        self._numbers.append(number)
+
+    def put_into(self, states: list[Any], key: Any) -> None:
+        """Copy the parts of the first values into their copied states."""
+        count = bisect_left(self._numbers, len(states))
+        copied = self._column.copies(count)
+        if count == len(states):
+            for state, child in zip(states, copied, strict=True):
+                state[key] = child
+        else:
+            for number, child in zip(self._numbers, copied, strict=False):
+                states[number][key] = child
 
 
 class Column:

@@ -9,7 +9,11 @@ have too many containers of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
+
+import ormsgpack
 
 from haive_persistence.checkpointer.storage.copies import (
     Column,
@@ -18,6 +22,7 @@ from haive_persistence.checkpointer.storage.copies import (
     is_immutable,
     kind_of,
 )
+from haive_persistence.checkpointer.storage.messages import _EXACT
 
 MAX_STORED = 32 * 1024  # bytes of the pieces of a checkpoint that is small
 MAX_PIECES = 128
@@ -91,6 +96,8 @@ def _copier(value: Any) -> Callable[[], Any] | None:
         if not of_parts:
             copied: Callable[[], Any] = value.copy
             return copied
+        with suppress(TypeError, ValueError):  # what msgpack does not say exactly
+            return partial(ormsgpack.unpackb, ormsgpack.packb(value, option=_EXACT))
         if of_parts > _FEW:
             column = Column()
             column.add(value)
