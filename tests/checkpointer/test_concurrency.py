@@ -306,6 +306,44 @@ def test_forked_children_of_a_busy_parent(database: Database, dsn: str) -> None:
     assert done.stdout.strip() == "0", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_forked_while_another_thread_makes_a_tenants_parts(database: Database, dsn: str) -> None:
+    code = """
+import os, signal, sys, threading
+from haive_persistence.checkpointer import Checkpointer, parts
+from tests.builders import store, thread
+saver, build = Checkpointer(sys.argv[1]), parts.SharedParts._build
+store(saver, {"n": 0})
+inside, leave = threading.Event(), threading.Event()
+
+
+def wait_then_build(self, database):
+    inside.set()
+    leave.wait()
+    return build(self, database)
+
+
+parts.SharedParts._build = wait_then_build
+other = threading.Thread(target=lambda: saver.for_tenant("another").get_tuple(thread()))
+other.start()
+inside.wait()
+parts.SharedParts._build = build
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    store(saver.for_tenant("third"), {"n": 1})
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+leave.set()
+other.join()
+sys.exit(status != 0)
+"""
+    environment = {**os.environ, "HAIVE_TENANT": database.tenant}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, dsn], env=environment, check=True, timeout=120
+    )
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the C library")
 def test_children_forked_without_pythons_knowledge(database: Database, dsn: str) -> None:
     """As by uWSGI, unless it is told otherwise."""
