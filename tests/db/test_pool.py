@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -229,6 +230,20 @@ def test_a_caller_that_others_leave_no_connection_says_so(
         assert caught.value.is_transient
 
 
+def test_a_pool_that_others_leave_no_connection_says_so(
+    connected: Callable[..., Database], limited: str, admin: Connection[Any]
+) -> None:
+    database = connected(connection_string=limited, pool_timeout=0.5)
+    backend = run_sync(database.blocking.fetch_one(WHO))[2]  # type: ignore[index]
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
+    with ExitStack() as others:
+        for _ in range(3):
+            others.enter_context(psycopg.connect(limited))
+        with pytest.raises(TooManyConnectionsError):
+            run_sync(database.blocking.fetch_one(WHO))
+    assert run_sync(database.blocking.fetch_one(WHO))[2] != backend  # type: ignore[index]
+
+
 # -- closing ------------------------------------------------------------------------------------
 
 
@@ -425,11 +440,14 @@ class _Waiter:
 
 def test_slot_without_a_connection_goes_to_whoever_waits() -> None:
     slots = Slots(1, 0)
-    first, second = _Waiter(), _Waiter()
+    first, second, third = _Waiter(), _Waiter(), _Waiter()
     assert slots.claim(first)
     assert not slots.claim(second)
+    assert not slots.claim(third)
+    assert slots.cancel_wait(third)
     slots.release(None)  # its connection broke
     assert second.woken
+    assert not slots.cancel_wait(second)  # it has the slot, and must give it back
     assert second.connection is None
     assert slots.open == 1
 

@@ -419,3 +419,11 @@ def test_role_that_somebody_made_before_is_not_adopted(
         database.setup()
     database.close()
     admin.execute(f'DROP ROLE "haive_haive_{oid}"')
+
+
+@pytest.mark.usefixtures("_module_database")
+def test_a_login_without_rights_is_told_which_to_ask_for(
+    connected: Callable[..., Database], login: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"'haive'.*must grant it USAGE.*SELECT, INSERT, UPDATE and DELETE"):
+        connected(connection_string=login).setup()
