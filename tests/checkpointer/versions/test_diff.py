@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from datetime import datetime, timezone
@@ -375,6 +377,14 @@ def test_a_diff_does_not_change_with_the_states() -> None:
     assert json.dumps(diff.to_dict()) == kept
     with pytest.raises(dataclasses.FrozenInstanceError):
         diff.names = ("a", "b")  # type: ignore[misc]
+
+
+def test_a_diff_is_copied_and_pickled() -> None:
+    diff = compare_states({"x": [{"id": 1, "a": "b c"}], "s": {1}}, {"x": [{"id": 1, "a": "b d"}], "s": {2}})
+    for copied in (copy.deepcopy(diff), pickle.loads(pickle.dumps(diff))):
+        assert copied == diff
+        assert copied.to_dict() == diff.to_dict()
+        assert repr(copied) == "<Diff x: 1 changed; s: 1 added, 1 removed>"
 
 
 def test_the_record_as_json() -> None:

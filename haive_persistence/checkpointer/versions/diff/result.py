@@ -21,13 +21,13 @@ from haive_persistence.checkpointer.versions.diff.model import (
 )
 from haive_persistence.checkpointer.versions.diff.render_html import to_html
 from haive_persistence.checkpointer.versions.diff.render_text import DEFAULT_WIDTH, to_rich, to_text
-from haive_persistence.checkpointer.versions.diff.show import simplified
+from haive_persistence.checkpointer.versions.diff.show import counts, printable, simplified
 from haive_persistence.errors import InvalidInputError
 
 Path = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Diff:
     """The differences between two states; true if there are any.
 
@@ -49,6 +49,11 @@ class Diff:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def __repr__(self) -> str:
+        """The counts on one line: a console shows it."""
+        shown = "; ".join(f"{printable(name)}: {counts(one)}" for name, one in self.summary.items())
+        return f"<Diff {shown or 'no differences'}>"
 
     @property
     def summary(self) -> dict[str, ChannelSummary]:
