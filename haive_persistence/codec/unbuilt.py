@@ -21,7 +21,7 @@ from langchain_core.messages.human import HumanMessage
 from langchain_core.messages.system import SystemMessage
 from langchain_core.messages.tool import ToolMessage
 from langgraph.checkpoint.serde.jsonplus import EXT_NUMPY_ARRAY, EXT_PYDANTIC_V2
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 
 from haive_persistence.codec.model_builder import SET_EXTRA, SET_FIELDS, SET_FIELDS_SET, SET_PRIVATE
 
@@ -182,36 +182,43 @@ class UnbuiltValue(Unbuilt):
         return repr(self.value)
 
 
-# add_messages makes messages of LangChain's out of dicts: what was a message stays one.
+# add_messages makes messages of LangChain's out of dicts: what was a message stays one. Their validators,
+# which few processes need, take 10 ms to build.
+_DEFERRED = ConfigDict(defer_build=True)
 
 
 class UnbuiltMessage(BaseMessage):
     """A message whose own class was not built."""
 
+    model_config = _DEFERRED
     _stored: Stored | None = PrivateAttr(None)
 
 
 class UnbuiltHumanMessage(HumanMessage):
     """A human message whose own class was not built."""
 
+    model_config = _DEFERRED
     _stored: Stored | None = PrivateAttr(None)
 
 
 class UnbuiltAIMessage(AIMessage):
     """An AI message whose own class was not built."""
 
+    model_config = _DEFERRED
     _stored: Stored | None = PrivateAttr(None)
 
 
 class UnbuiltSystemMessage(SystemMessage):
     """A system message whose own class was not built."""
 
+    model_config = _DEFERRED
     _stored: Stored | None = PrivateAttr(None)
 
 
 class UnbuiltToolMessage(ToolMessage):
     """A tool message whose own class was not built."""
 
+    model_config = _DEFERRED
     _stored: Stored | None = PrivateAttr(None)
 
 
