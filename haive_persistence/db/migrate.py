@@ -18,13 +18,16 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import Connection, sql
 
 from haive_persistence.db.sql import in_schema, sql_root
 from haive_persistence.errors import MigrationError
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 logger = logging.getLogger("haive_persistence.migrate")
 
@@ -94,17 +97,26 @@ def pending(applied: dict[int, str], known: Sequence[Migration]) -> list[Migrati
     return [m for m in known if m.version not in applied]
 
 
+def ask_catalog(conn: Connection[Any], query: LiteralString, schema: str) -> tuple[Any, ...] | None:
+    """The row of a query about `{schema}` that finds no functions but Postgres's own.
+
+    Several statements that are sent as one are one transaction, and one round trip.
+    """
+    text = sql.SQL(query).format(schema=sql.Literal(schema)).as_bytes(conn)
+    cursor = conn.execute(b"SET LOCAL %s; %s" % (SEARCH_PATH, text))
+    cursor.nextset()
+    return cursor.fetchone()
+
+
 def read_applied(conn: Connection[Any], schema: str) -> dict[int, str]:
     """Version and checksum of every migration that ran in `schema`."""
-    with conn.transaction():
-        conn.execute(b"SET LOCAL " + SEARCH_PATH)
-        columns = conn.execute(
-            "SELECT array_agg(a.attname::text) FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
-            " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0"
-            " WHERE s.nspname = %s AND t.relname = 'schema_migration' GROUP BY t.oid",
-            (schema,),
-            prepare=False,
-        ).fetchone()
+    columns = ask_catalog(
+        conn,
+        "SELECT array_agg(a.attname::text) FROM pg_class t JOIN pg_namespace s ON s.oid = t.relnamespace"
+        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0"
+        " WHERE s.nspname = {schema} AND t.relname = 'schema_migration' GROUP BY t.oid",
+        schema,
+    )
     if columns is None:
         return {}
     if not {"version", "name", "checksum"} <= set(columns[0]):

@@ -117,9 +117,9 @@ WHERE s.nspname = %s AND t.relforcerowsecurity
 """
 
 # A role's name is at most 63 bytes; the schema's at most 40.
-_LOOK = """
+_LOOK: LiteralString = """
 WITH role AS (
-    SELECT 'haive_' || %(schema)s || '_' || oid AS name FROM pg_database WHERE datname = current_database()
+    SELECT 'haive_' || {schema} || '_' || oid AS name FROM pg_database WHERE datname = current_database()
 )
 SELECT login.rolsuper OR login.rolbypassrls,
        role.name,
@@ -145,7 +145,7 @@ SELECT login.rolsuper OR login.rolbypassrls,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
 FROM role
 JOIN pg_roles login ON login.rolname = current_user
-JOIN pg_namespace space ON space.nspname = %(schema)s
+JOIN pg_namespace space ON space.nspname = {schema}
 LEFT JOIN pg_roles app ON app.rolname = role.name
 """
 
@@ -217,18 +217,16 @@ def _plan(
 
 
 def _try_settings(conn: Connection[Any], settings: Sequence[bytes]) -> None:
+    if not settings:
+        return
     try:
-        with conn.transaction(force_rollback=True):
-            for setting in settings:
-                conn.execute(b"SET LOCAL " + setting)
+        conn.execute(b"BEGIN; SET LOCAL %s; ROLLBACK" % b"; SET LOCAL ".join(settings))
     except psycopg.Error as error:
         raise error_mapping.unreachable(error) from error
 
 
 def _look(conn: Connection[Any], schema: str) -> _Login:
-    with conn.transaction():
-        conn.execute(b"SET LOCAL " + migrate.SEARCH_PATH)
-        row = conn.execute(_LOOK, {"schema": schema}, prepare=False).fetchone()
+    row = migrate.ask_catalog(conn, _LOOK, schema)
     assert row is not None
     return _Login(*row)
 

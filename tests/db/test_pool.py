@@ -506,3 +506,23 @@ def test_that_connection_may_be_gone_by_then(named: Callable[..., Database], adm
     database._core.server.connect = killed  # type: ignore[method-assign]
     assert run_sync(database.blocking.fetch_one(Query("SELECT 1"))) == (1,)
     assert database._core.pools.blocking().slots.open == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"lock_timeout": "7s"}])
+def test_a_database_is_found_out_about_in_few_round_trips(
+    connected: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    """Far away from its server, a process that starts for each request waits for every one of them."""
+    connected().setup()
+    trips = 0
+    wait = Connection.wait
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return wait(*args, **kwargs)
+
+    monkeypatch.setattr(Connection, "wait", counted)
+    assert run_sync(connected(**settings).blocking.fetch_one(Query("SELECT 1"))) is not None
+    # The columns of schema_migration, its rows, the login, the session's settings, the statement.
+    assert trips == 5 + len(settings)
