@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from langchain_core.embeddings import Embeddings
-from langgraph.store.base import GetOp, PutOp, SearchItem, SearchOp
+from langgraph.store.base import GetOp, Item, PutOp, SearchItem, SearchOp
 from psycopg.conninfo import make_conninfo
 
 from haive_persistence.config import PersistenceConfig
@@ -41,6 +41,25 @@ def test_the_nearest_come_first(meaning: PostgresStore) -> None:
     found = meaning.search(("n",), query="zzz zebra")
     assert _keys(found)[0] == "zebra"
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)  # type: ignore[type-var]
+
+
+def test_tasks_that_search_together_get_answers_of_their_own(meaning: PostgresStore) -> None:
+    words = {"zebra": "zany zebra", "dog": "dogs and dogs", "bird": "birds", "llama": "llamas all"}
+
+    async def together() -> list[Any]:
+        for key, text in words.items():
+            await meaning.aput(("n",), key, {"text": text})
+        searches = [meaning.asearch(("n",), query=text, limit=1) for text in words.values()]
+        return await asyncio.gather(
+            *(meaning.aget(("n",), key) for key in words),
+            *searches,
+            *(meaning.asearch(("n",), filter={"text": text}) for text in words.values()),
+            meaning.alist_namespaces(),
+        )
+
+    *items, namespaces = asyncio.run(together())
+    assert [item.key if isinstance(item, Item) else item[0].key for item in items] == [*words] * 3
+    assert namespaces == [("n",)]
 
 
 @pytest.mark.parametrize("vector_type", ["vector", "halfvec"])
