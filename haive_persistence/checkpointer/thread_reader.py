@@ -272,6 +272,11 @@ class ThreadReader:
     def ranges_of(self, manifest: mf.Manifest, base: int) -> list[tuple[int, int]]:
         """The pieces that a manifest names, as (start, length)."""
         budget = Budget(self._budget.limit)
+        single = mf.single_ranges(manifest, base)
+        if single is not None:
+            for _, count in single:
+                budget.spend(count * NAMED_BYTES)
+            return single
         found: list[tuple[int, int]] = []
         try:
             for start, count in mf.piece_numbers(manifest, base, self.log.sequences):

@@ -191,6 +191,10 @@ class Decoder:
             and (messages := self._new_messages(numbers, pieces, ids)) is not None
         ):
             return keys, values + messages
+        if len(pieces) == 1 and not known and type(pieces[0]) is bytes and self._is_new(numbers[0]):
+            found = _split(kind, self._load(pieces[0]))
+            self._learn(numbers[0], pieces[0], found[1], ids.get(numbers[0]), kind)
+            return keys + found[0], values + found[1]
         loaded = self._loaded(numbers[known:], pieces, ids, kind)
         at = 0
         for stop in [*loaded, len(pieces)]:  # what is cached up to there, then what was decoded

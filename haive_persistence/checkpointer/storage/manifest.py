@@ -216,6 +216,18 @@ def piece_numbers(
                     yield from piece_numbers(part[1], base, sequences, depth + 1)
 
 
+def single_ranges(manifest: Manifest, base: int) -> list[tuple[int, int]] | None:
+    """The pieces of a list or dict that is one range of them, and one of ids; None if it is anything else."""
+    if type(manifest) is not list or not manifest or manifest[0] not in _FROM:
+        return None
+    found: list[tuple[int, int]] = []
+    for items, start in items_of(manifest, base):
+        if len(items) != 2 or type(items[0]) is not int or not items[1]:
+            return None
+        found.append((start + items[0], items[1]))
+    return found
+
+
 def rebase(manifest: Manifest, by: int) -> Manifest:
     """The same manifest, counted from a base that is `by` lower."""
     if type(manifest) is not list or not manifest or by == 0 or manifest[0] == PACKED:
