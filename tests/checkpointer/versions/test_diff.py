@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -31,6 +32,9 @@ from haive_persistence.checkpointer.versions.diff import (
 )
 from haive_persistence.codec import SafeSerializer, is_unbuilt
 from haive_persistence.errors import InvalidInputError
+from tests.codec.same import same
+from tests.codec.sample_types import Text
+from tests.codec.test_exact import EXACT, round_trip
 
 HUMAN = "langchain_core.messages.human.HumanMessage"
 
@@ -208,6 +212,23 @@ def test_different_values_and_types_differ(one: Any, other: Any) -> None:
 def test_equal_values_are_equal_whatever_their_operators_say(make: Any) -> None:
     assert not compare_states({"x": make()}, {"x": make()})
     assert not compare_states({"x": [0, make()]}, {"x": [0, make()]})
+
+
+def test_every_type_that_is_stored_exactly_is_compared_exactly() -> None:
+    """The values of the codec's own tests, with the equality of these."""
+    for value in EXACT:
+        assert bool(compare_states({"x": value}, {"x": round_trip(value)})) is not same(
+            value, round_trip(value)
+        )
+    for one, other in itertools.combinations(EXACT, 2):
+        if not (isinstance(one, Text) and isinstance(other, Text)):  # `same` leaves their attributes out
+            assert bool(compare_states({"x": one}, {"x": other})) is not same(one, other), (one, other)
+
+
+def test_the_json_form_of_every_type_is_json() -> None:
+    before, after = ({str(n): value for n, value in enumerate(values)} for values in (EXACT, EXACT[::-1]))
+    assert json.loads(json.dumps(state_json(before), allow_nan=False)) == state_json(before)
+    check_patch(compare_states(before, after), before, after)
 
 
 def test_the_order_of_keys_does_not_count() -> None:

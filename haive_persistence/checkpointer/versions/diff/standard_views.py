@@ -185,9 +185,17 @@ def _as_repr(base: Any) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {"value": base.__repr__(value)}
 
 
-def url_text(value: Any) -> dict[str, Any]:
-    core = value if isinstance(value, CORE_URLS) else fields_of(value).get("_url", value)
-    return {"value": str(core)} if isinstance(core, CORE_URLS) else {}
+def view_url(cls: type) -> Viewer:
+    """The view of pydantic's URLs, which hold one of its core's."""
+    name = type_name(cls)
+
+    def look(value: Any) -> View:
+        own = dict(fields_of(value))
+        core = own.pop("_url", value)
+        parts = {TYPE: name, "value": str(core) if isinstance(core, CORE_URLS) else core}
+        return (MAP, {**parts, "$attributes": Entries(own)}) if own else (ATOM, parts)
+
+    return look
 
 
 TAKES: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
@@ -220,7 +228,7 @@ TAKES: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     re.Pattern: _pattern,
     BaseException: _exception,
 }
-_WITH_PARTS: Final = (dict, list, tuple, deque, set, frozenset, str, BaseException)
+_WITH_PARTS: Final = (dict, list, tuple, deque, set, frozenset, str, int, float, re.Pattern, BaseException)
 _WITHOUT_ATTRIBUTES: Final = (UUID, PurePath, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 
 

@@ -35,8 +35,6 @@ from haive_persistence.checkpointer.versions.diff.object_views import (
 from haive_persistence.checkpointer.versions.diff.shapes import Entries, Members, View, Viewer, opaque
 from haive_persistence.checkpointer.versions.diff.standard_views import (
     TAKES,
-    tagged,
-    url_text,
     view_atom,
     view_bytes,
     view_dict,
@@ -47,6 +45,7 @@ from haive_persistence.checkpointer.versions.diff.standard_views import (
     view_members,
     view_standard,
     view_text,
+    view_url,
 )
 from haive_persistence.checkpointer.versions.diff.tokens import TokenList
 from haive_persistence.codec.standard_types import URLS
@@ -91,7 +90,7 @@ _KINDS: Final[tuple[tuple[Callable[[type], bool], Callable[[type], Viewer]], ...
     (of_numpy("generic"), view_number_of_numpy),
     (of_numpy("ndarray"), view_array),
     (is_a(SecretStr, SecretBytes), view_secret),
-    (is_a(*URLS), lambda cls: tagged(cls, url_text)),
+    (is_a(*URLS), view_url),
     (lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"), view_named_tuple),
     (is_a(*TAKES), view_standard),
     (is_a(SimpleNamespace), view_record),
