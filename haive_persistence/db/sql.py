@@ -41,7 +41,8 @@ _SLOT = re.compile(r"^-- slot: *(\w+) *$", re.MULTILINE)
 _MARK = re.compile(r"/\* ?(\w+) ?\*/")
 _GENERIC = re.compile(r"^-- plan: generic *$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n?", re.MULTILINE)
-_PREFIX = re.compile(r"(?<![\w'.\"])haive\.(?=[\w%{/])")
+# Text that it begins with is found ten times as fast as what may not stand before it.
+_PREFIX = re.compile(r"haive(?<![\w'.\"]haive)\.(?=[\w%{/])")
 
 
 class Template(NamedTuple):
@@ -161,7 +162,7 @@ def _read(room: str, schema: str, parts: dict[str, Template]) -> dict[str, Templ
 
 
 def _template(where: str, body: str, parts: Mapping[str, Template]) -> Template:
-    declared = set(_SLOT.findall(body))
+    declared = set(_SLOT.findall(body)) if "-- slot:" in body else set()
     text = _COMMENT.sub("", body).strip().rstrip(";").rstrip()
     if "/*" in _MARK.sub("", text):
         raise ValueError(f"{where}: only parts and slots stand between /* and */; comments begin with --")
