@@ -499,6 +499,13 @@ def test_a_moved_message_is_a_move_operation() -> None:
     assert diff.to_json_patch() == [{"op": "move", "from": "/m/3", "path": "/m/0"}]
 
 
+def test_a_list_that_keeps_no_element_is_replaced() -> None:
+    before, after = ({"m": [{"id": n} for n in range(start, start + 3)]} for start in (0, 10))
+    diff = compare_states(before, after)
+    assert diff.to_json_patch() == [{"op": "replace", "path": "/m", "value": after["m"]}]
+    assert len(diff.changes) == 6
+
+
 def test_many_moves_are_written_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from haive_persistence.checkpointer.versions.diff import json_patch
 

@@ -70,7 +70,10 @@ def _node(node: Node, path: str) -> Iterator[Operation]:
 
 
 def _list(node: ListEdited, path: str) -> Iterator[Operation]:
-    """Removals from the end on, moves, additions from the start on, then what changed inside."""
+    """Removals from the end on, moves, additions from the start on, then what changed inside.
+
+    A list that keeps no element is replaced.
+    """
     removed = [e for e in node.elements if e.after is None]
     moved = [e for e in node.elements if e.moved]
     added = [e for e in node.elements if e.before is None]
@@ -78,6 +81,10 @@ def _list(node: ListEdited, path: str) -> Iterator[Operation]:
     if len(moved) * node.length_before > _MOST_MOVE_STEPS:
         removed, added, moved = [*removed, *moved], [*added, *moved], []
         changed = [e for e in changed if not e.moved]
+    if len(removed) == node.length_before > 1:
+        value = [copied(e.value) for e in sorted(added, key=lambda e: e.after or 0)]
+        yield {"op": "replace", "path": path, "value": value}
+        return
     gone = sorted((e.before for e in removed if e.before is not None), reverse=True)
     yield from (_remove(pointer(path, at)) for at in gone)
     new = {e.after: e.value for e in added if e.after is not None}
