@@ -529,3 +529,15 @@ def test_drivers_of_a_real_graph() -> None:
     }  # fmt: skip
     merged = merge_states({"best": 1}, {"best": 5, "x": 1}, {"best": 3}, drivers=drivers)
     assert merged.values["best"] == 5
+
+
+def test_checkpoints_with_old_channel_names_are_refused(saver: InMemorySaver) -> None:
+    old: Any = {
+        "v": 2,
+        "id": "1",
+        "channel_values": {},
+        "channel_versions": {"start:a": 1},
+        "versions_seen": {},
+    }
+    with pytest.raises(InvalidInputError, match=r"format 2.*__copy__"):
+        merge_checkpoints(None, old, old, next_version=saver.get_next_version)

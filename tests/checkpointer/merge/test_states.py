@@ -356,3 +356,45 @@ def test_conflicts_are_data() -> None:
 def test_drivers_are_named_by_channel_not_by_graph() -> None:
     with pytest.raises(InvalidInputError, match="compiled LangGraph graph"):
         drivers_of(operator.add)
+
+
+class Row(BaseModel):
+    id: str
+    text: str = ""
+
+
+def unbuilt(value: Any) -> Any:
+    return SafeSerializer(allowed_msgpack_modules=None).loads_typed(SafeSerializer().dumps_typed(value))
+
+
+def test_unbuilt_values_merge_whole_and_are_stored_as_what_they_were() -> None:
+    base = unbuilt([Row(id="1"), Row(id="2")])
+    ours, theirs = (
+        unbuilt([Row(id="1", text="o"), Row(id="2")]),
+        unbuilt([Row(id="1"), Row(id="2"), Row(id="3")]),
+    )
+    value, conflicts = merged(base, ours, theirs)
+    assert not conflicts
+    serializer = SafeSerializer()
+    assert serializer.loads_typed(serializer.dumps_typed(value)) == [
+        Row(id="1", text="o"),
+        Row(id="2"),
+        Row(id="3"),
+    ]
+    value, (conflict,) = merged(base[0], unbuilt(Row(id="1", text="o")), unbuilt(Row(id="1", text="t")))
+    assert (conflict.kind, conflict.path) == ("edit/edit", ("channel",))
+    stored = serializer.loads_typed(serializer.dumps_typed(conflict.to_dict()))
+    assert Conflict.from_dict(stored).theirs == Row(id="1", text="t")
+
+
+def test_criss_cross_merges_take_the_merge_of_their_bases_as_base() -> None:
+    root = {"a": 1, "b": 1, "list": [1]}
+    one, other = {"a": 2, "b": 1, "list": [1, 2]}, {"a": 1, "b": 2, "list": [0, 1]}
+    crossed, recrossed = merge_states(root, one, other).values, merge_states(root, other, one).values
+    ours, theirs = {**crossed, "a": 3}, {**recrossed, "b": 3}
+    base = merge_states(root, one, other).values
+    found = merge_states(base, ours, theirs)
+    assert found.values == {"a": 3, "b": 3, "list": [0, 1, 2]}
+    assert not found.conflicts
+    alone = merge_states(one, {**ours, "b": 4}, theirs)  # one base of the two alone: a change is seen twice
+    assert [c.path for c in alone.conflicts] == [("b",)]

@@ -30,6 +30,7 @@ Pair = tuple[str, str]
 
 _INTERRUPT = "__interrupt__"  # in versions_seen: what an interrupt before a node has seen
 _SNAPSHOT_BUMPS = "__snapshot_bumps__"  # in versions_seen: notes of LangGraph's own, of no node
+_OLDEST = 3  # the first format with the channel names of today
 _EMPTY: Mapping[str, Any] = {"channel_values": {}, "channel_versions": {}, "versions_seen": {}}
 
 
@@ -79,7 +80,8 @@ def merge_checkpoints(
 
     Raises:
         MergeConflictError: A conflict's policy is "fail". Change one side, or give another policy.
-        InvalidInputError: The value of a `DeltaChannel` is missing; read it with `get_delta_channel_history`.
+        InvalidInputError: The value of a `DeltaChannel` is missing, or a checkpoint was written by an old
+            LangGraph; the text says what to do.
     """
     merge = ThreeWay(policy)
     channels = Channels(graph)
@@ -120,6 +122,11 @@ class _Side:
     """One of the three checkpoints."""
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+        if checkpoint["channel_versions"] and checkpoint["v"] < _OLDEST:
+            raise InvalidInputError(
+                f"checkpoint {checkpoint['id']} has format {checkpoint['v']} of an old LangGraph: "
+                "copy it with graph.update_state(config, None, as_node='__copy__'), and merge that"
+            )
         self.values: Mapping[str, Any] = checkpoint["channel_values"]
         self.versions: Versions = checkpoint["channel_versions"]
         self.nodes: Mapping[str, Versions] = checkpoint["versions_seen"]

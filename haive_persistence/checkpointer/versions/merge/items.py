@@ -51,8 +51,8 @@ def id_of(item: Any) -> Id:
     """The id that an item has, None if it has none."""
     if isinstance(item, BaseMessage):
         return item.id
-    parts = item if type(item) is dict else parts_of(item)
-    return parts.get("id") if isinstance(parts, dict) else None
+    parts = item if isinstance(item, dict) else parts_of(item)  # also of an unbuilt object
+    return dict.get(parts, "id") if isinstance(parts, dict) else None
 
 
 class ItemMerge:
