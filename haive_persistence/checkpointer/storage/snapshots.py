@@ -24,12 +24,13 @@ from haive_persistence.checkpointer.storage.copies import (
 )
 from haive_persistence.checkpointer.storage.messages import _EXACT
 
-MAX_STORED = 32 * 1024  # bytes of the pieces of a checkpoint that is small
-MAX_PIECES = 128
+MAX_STORED = 256 * 1024  # bytes of the pieces of a checkpoint that is small
+MAX_PIECES = 512
 _MAX_CONTAINERS = 200
 _FEW = 8  # parts that are copied one by one
 _BYTES = 2000  # that a snapshot takes beside its contents, about
 _CONTAINER_BYTES = 200
+_ELEMENT_BYTES = 100
 
 Pending = Sequence[tuple[str, str, Any]]
 Values = tuple[dict[str, Any], dict[str, Any], list[tuple[str, str, Any]]]
@@ -51,7 +52,8 @@ class Content:
             raise Uncopyable
         self.writes = list(writes)  # the records that `pending` was decoded from
         self.classes = frozenset(classes)
-        self.size = _BYTES + _CONTAINER_BYTES * len(seen)
+        elements = sum(map(_elements, checkpoint["channel_values"].values()))
+        self.size = _BYTES + _CONTAINER_BYTES * len(seen) + _ELEMENT_BYTES * elements
         self._checkpoint, self._metadata = _Tree(checkpoint), _Tree(metadata)
         self._pending = [(task, channel, value, _copier(value)) for task, channel, value in pending]
 
@@ -62,6 +64,10 @@ class Content:
             for task, channel, value, copied in self._pending
         ]
         return self._checkpoint.copy(), self._metadata.copy(), pending
+
+
+def _elements(value: Any) -> int:
+    return len(value) if type(value) in (list, dict) else 0
 
 
 class _Tree:
