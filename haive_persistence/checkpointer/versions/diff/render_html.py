@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from haive_persistence.checkpointer.versions.diff.result import Diff
 
 _MAX_TEXT: Final = 2_000  # characters of a value
+_MAX_WORDS: Final = 20_000  # characters of a changed text
 _MAX_ROWS: Final = 200  # changes of one list or map
+_MAX_BLOCK: Final = 200_000  # characters of markup of one list or map
 
 _LIGHT: Final = "--old:#fde2e0;--new:#d7f4dd;--line:#d0d7de;--soft:#57606a"
 _DARK: Final = "--old:#5c2623;--new:#1d4428;--line:#484f58;--soft:#a5adb6"
@@ -88,7 +90,15 @@ def _new(value: Json) -> str:
 
 def _words(node: TextEdited) -> str:
     tags = {"removed": "<del>{}</del>", "added": "<ins>{}</ins>", "same": "{}"}
-    return "".join(tags[span.style].format(escape(_short(span.text))) for span in spans(node))
+    shown: list[str] = []
+    size = 0
+    for span in spans(node):
+        shown.append(tags[span.style].format(escape(_short(span.text))))
+        size += len(span.text)
+        if size > _MAX_WORDS:
+            shown.append(" …")
+            break
+    return "".join(shown)
 
 
 def _short(text: str) -> str:
@@ -96,9 +106,14 @@ def _short(text: str) -> str:
 
 
 def _rows(rows: Iterator[str], count: int) -> str:
-    shown = [row for row, _ in zip(rows, range(_MAX_ROWS))]  # noqa: B905
-    if count > _MAX_ROWS:
-        shown.append(f"<li><small>and {count - _MAX_ROWS:,} more</small></li>")
+    shown: list[str] = []
+    size = 0
+    for row in rows:
+        if len(shown) == _MAX_ROWS or size > _MAX_BLOCK:
+            shown.append(f"<li><small>and {count - len(shown):,} more</small></li>")
+            break
+        shown.append(row)
+        size += len(row)
     return "".join(shown)
 
 
