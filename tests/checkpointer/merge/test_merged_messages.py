@@ -206,6 +206,14 @@ def test_dicts_with_ids_are_items_too() -> None:
     assert not conflicts
 
 
+def test_messages_of_the_chat_format_keep_results_behind_calls() -> None:
+    base = [{"id": "h", "role": "user"}, {"id": "c", "role": "assistant", "tool_calls": [{"id": "x"}]}]
+    answered = [*base, {"id": "r", "role": "tool", "tool_call_id": "x"}]
+    merged, conflicts = merge(base, [*base, {"id": "n", "role": "user"}], answered)
+    assert [message["id"] for message in merged] == ["h", "c", "r", "n"]
+    assert not conflicts
+
+
 def test_a_type_change_is_not_taken_apart() -> None:
     (merged,), (conflict,) = merge([human("1", "b")], [ai("1", text="o")], [human("1", "t")])
     assert (merged.type, conflict.path) == ("ai", ("m", "1"))

@@ -87,8 +87,6 @@ def _update(state: Any, conflict: Conflict, change: Callable[[Any], Any]) -> Any
 
 
 def _get(container: Any, key: Any) -> Any:
-    if type(container) is dict:
-        return container.get(key, MISSING)
     if type(container) is list:
         ids = ids_of(container) or []
         return container[ids.index(key)] if key in ids else MISSING
@@ -105,8 +103,6 @@ def _position(container: Any, key: Any) -> int:
 
 
 def _put(container: Any, key: Any, value: Any, after: tuple[Any, ...]) -> Any:
-    if type(container) is dict:
-        return _put_key(container, key, value)
     if type(container) is list:
         return _put_item(container, key, value, after)
     parts = parts_of(container)
