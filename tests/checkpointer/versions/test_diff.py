@@ -33,7 +33,7 @@ from haive_persistence.checkpointer.versions.diff import (
 from haive_persistence.codec import SafeSerializer, is_unbuilt
 from haive_persistence.errors import InvalidInputError
 from tests.codec.same import same
-from tests.codec.sample_types import Text
+from tests.codec.sample_types import Table, Text
 from tests.codec.test_exact import EXACT, round_trip
 
 HUMAN = "langchain_core.messages.human.HumanMessage"
@@ -322,6 +322,22 @@ def test_values_left_unbuilt_look_like_what_they_are() -> None:
     assert ("removed", ("$unbuilt",)) in kinds(one, Row(1, "a b"))
     rows = [read(Row(n, str(n))) for n in range(5)]
     assert kinds(rows, [read(Row(4, "4")), *rows[:4]]) == [("moved", (0,))]
+
+
+def test_a_key_of_a_value_left_unbuilt_does_not_hide_its_type() -> None:
+    tag, data = SafeSerializer().dumps_typed(Table({"$type": "a"}))
+    read = SafeSerializer().loads_typed((tag, data.replace(b"sample_types", b"sample_tapes")))
+    assert is_unbuilt(read)
+    form = state_json({"x": read})["x"]
+    assert form["$type"] == "tests.codec.sample_tapes.Table"
+    assert form["value"] == {"$type": "dict", "$entries": {"$type": "a"}}
+
+
+def test_what_only_its_library_takes_apart_is_compared_by_its_stored_form() -> None:
+    frames = [pd.Series([1, 2]), pd.Series([1, 3]), pd.Series([1, 2])]
+    forms = [state_json({"x": frame})["x"] for frame in frames]
+    assert forms[0] == forms[2] != forms[1]
+    assert set(forms[0]) == {"$type", "size", "digest"}
 
 
 def test_messages_left_unbuilt_are_recognised_by_their_ids() -> None:
