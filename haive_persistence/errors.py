@@ -3,7 +3,9 @@
     PersistenceError                  code            also a
     ├── ConfigError                   config          ValueError
     ├── InvalidInputError             invalid_input   ValueError
-    │   └── InvalidIdentifierError    invalid_id      ValueError
+    │   ├── InvalidIdentifierError    invalid_id      ValueError
+    │   ├── NameTakenError            name_taken      ValueError
+    │   └── ProtectedError            protected       ValueError
     ├── NotFoundError                 not_found       KeyError
     ├── ClosedError                   closed          RuntimeError
     ├── DatabaseError                 database
@@ -61,6 +63,18 @@ class InvalidIdentifierError(InvalidInputError):
     """A thread id, namespace, key or tenant is not one this package accepts."""
 
     code = "invalid_id"
+
+
+class NameTakenError(InvalidInputError):
+    """The thread has a branch or tag of this name, or had a tag of it: choose another one."""
+
+    code = "name_taken"
+
+
+class ProtectedError(InvalidInputError):
+    """The branch is protected: runs do not add to it, and it is neither renamed nor deleted."""
+
+    code = "protected"
 
 
 class NotFoundError(PersistenceError, KeyError):

@@ -14,11 +14,21 @@ context.py        one tenant's queries, codec and cache
 thread_reader.py  rows to `CheckpointTuple`s
 statements.py     variants of the writing statements
 ids.py            ids and keys
+versions/         branches and tags
 storage/          how values become rows: pure, no database
 """
 
 from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.damage import DamagedCheckpoint, UnsealedCheckpoint
 from haive_persistence.checkpointer.saver import Checkpointer
+from haive_persistence.checkpointer.versions.records import Branch, Operation, Tag
 
-__all__ = ["CheckpointConfig", "Checkpointer", "DamagedCheckpoint", "UnsealedCheckpoint"]
+__all__ = [
+    "Branch",
+    "CheckpointConfig",
+    "Checkpointer",
+    "DamagedCheckpoint",
+    "Operation",
+    "Tag",
+    "UnsealedCheckpoint",
+]

@@ -10,6 +10,8 @@ from typing import Any
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import thread_id_text
 from haive_persistence.checkpointer.storage.piece_index import new_epoch
+from haive_persistence.checkpointer.versions.names import Names
+from haive_persistence.checkpointer.versions.ref_records import open_operation, open_ref, pack_operation
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import InvalidInputError, NotFoundError
 from haive_persistence.keys import Sealing
@@ -20,8 +22,9 @@ COPY_ROWS = 1000
 class Copying:
     """Copies one tenant's threads."""
 
-    def __init__(self, context: TenantContext) -> None:
+    def __init__(self, context: TenantContext, names: Names) -> None:
         self._context = context
+        self._names = names
         self._queries = context.queries
 
     async def copy_thread(self, db: Db, source: object, target: object) -> None:
@@ -51,9 +54,13 @@ class Copying:
             await self._lock(tx, params, source)
             if codec is not None:
                 await self._copy_sealed(tx, codec, params)
+                await self._copy_sealed_refs(tx, codec, params)
             else:
-                names = ("copy_checkpoints", "copy_writes", "copy_pieces")
-                await tx.batch([Statement(self._queries[n], params) for n in names])
+                tables = ("copy_checkpoints", "copy_writes", "copy_pieces")
+                await tx.batch([Statement(self._queries[n], params) for n in tables])
+                names = self._names.queries
+                await tx.batch([Statement(names[n], params) for n in ("copy_refs", "copy_operations")])
+            await tx.execute(self._names.queries["copy_main_line"], params)
 
     async def _lock(self, tx: Executor, params: dict[str, Any], source: object) -> None:
         """Lock both threads' rows, in the order of their keys: two copies then never wait for each other."""
@@ -72,6 +79,27 @@ class Copying:
                 part = [reseal(codec, source, target, row) for row in rows[at : at + COPY_ROWS]]
                 await tx.batch([Statement(self._queries[name], params | row) for row in part])
 
+    async def _copy_sealed_refs(self, tx: Executor, codec: Sealing, params: dict[str, Any]) -> None:
+        source, target, queries = params["thread"], params["target"], self._names.queries
+        there = await tx.fetch_all(queries["refs_of_thread"], {"thread": target})
+        used = {open_ref(codec, target, row).name_key for row in there}
+        refs = [open_ref(codec, source, row) for row in await tx.fetch_all(queries["refs_of_thread"], params)]
+        statements = []
+        for ref in refs:
+            copied = ref._replace(name_key=None) if ref.name_key in used else ref
+            row = {"thread": target, **copied.params(codec, target)}
+            statements.append(Statement(queries["insert_ref"], row))
+        for id_, _, payload in await tx.fetch_all(queries["operations_of_thread"], params):
+            fields = open_operation(codec, source, id_, payload)
+            row = {
+                "thread": target,
+                "operation_id": id_,
+                "payload": pack_operation(codec, target, id_, fields),
+            }
+            statements.append(Statement(queries["insert_operation"], row))
+        if statements:
+            await tx.batch(statements)
+
 
 def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]) -> dict[str, Any]:
     no, payload = row
@@ -82,10 +110,12 @@ def _reseal_piece(codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Seq
 def _reseal_checkpoint(
     codec: Sealing, source: uuid.UUID, target: uuid.UUID, row: Sequence[Any]
 ) -> dict[str, Any]:
-    ns_key, run, listing_key, signature_1, signature_2, id_, parent, sequence_nos, body = row
+    ns_key, line, parent_ns, run, listing_key, signature_1, signature_2, id_, parent, sequence_nos, body = row
     data = codec.open("checkpoint", (source, ns_key, id_), body)
     return {
         "ns_key": ns_key,
+        "line_no": line,
+        "parent_ns_key": parent_ns,
         "run_key": run,
         "listing_key": listing_key,
         "signature_1": signature_1,

@@ -21,8 +21,10 @@ from haive_persistence.checkpointer.thread_reader import (
     ThreadReader,
     no_garbage_collection,
 )
+from haive_persistence.checkpointer.versions.lines import View
+from haive_persistence.checkpointer.versions.views import ViewChanged
 from haive_persistence.db.protocol import Db
-from haive_persistence.errors import InvalidInputError
+from haive_persistence.errors import ConflictError, InvalidInputError
 from haive_persistence.keys import Sealing
 
 
@@ -63,6 +65,44 @@ class DeltaHistory:
     async def _read(self, db: Db, config: Config, channels: Sequence[str]) -> dict[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest ancestor that has a value of it, and that value."""
         address = Address(config, self._context.tenant)
+        for _ in range(ATTEMPTS):
+            view = await self._reads.views.names.view(db, address)
+            try:
+                if view is None:
+                    return await self._read_line(db, address, channels)
+                return await self._read_view(db, address, view, channels)
+            except ViewChanged:
+                continue
+        raise ConflictError(
+            f"the branches of thread {address.thread_id!r} change faster than they can be read"
+        )
+
+    async def _read_view(
+        self, db: Db, address: Address, view: View, channels: Sequence[str]
+    ) -> dict[str, DeltaChannelHistory]:
+        """The same through a branch, whose checkpoints have ancestors on other lines."""
+        depth = DELTA_PAGE
+        again = StaleReadRetry(self._context.cache)
+        for _ in range(ATTEMPTS * 4):
+            try:
+                page = await self._reads.views.ancestors(db, address, view, depth)
+                if page.reader is None or not page.stored:
+                    return {channel: {"writes": []} for channel in channels}
+                ended = len(page.stored) <= depth
+                page.reader.check_ancestors(page.stored, page.stored[1:], ended=ended)
+                chain = [Ancestor.read(page.reader, s) for s in page.stored]
+                walks = {channel: _walk(chain, channel) for channel in channels}
+                if not ended and any(walk.seed is None for walk in walks.values()):
+                    depth *= 8
+                    continue
+                return await _histories(db, page.reader, page.stored[0].ns_key, walks)
+            except StaleRead as stale:
+                again.forget(stale)
+        raise again.final_error(f"thread {address.thread_id!r}")
+
+    async def _read_line(
+        self, db: Db, address: Address, channels: Sequence[str]
+    ) -> dict[str, DeltaChannelHistory]:
         codec = await self._context.codec(db)
         log = self._context.cache.get(address.thread.bytes)
         depth = log.delta_depth if log is not None else DELTA_PAGE
@@ -105,6 +145,8 @@ class DeltaHistory:
         rows = await db.fetch_all(query, params, idempotent=True)
         with no_garbage_collection():
             reader, stored = self._reads.open(rows, address, codec)
+        if reader is not None and reader.log.main_line is not None:
+            raise ViewChanged
         if reader is None or not stored:
             return None
         states = {row[0]: row[2] for row in rows if row[0] in {"f", "g"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -119,9 +120,19 @@ def thread_key(tenant: str, thread_id: str) -> uuid.UUID:
 
 
 @lru_cache(4096)
-def ns_key(ns: str, branch: str = "") -> int:
-    """The 64-bit key of a checkpoint namespace on a branch ("" is the thread's main line)."""
-    return int.from_bytes(_digest(8, branch, ns), "big", signed=True)
+def ns_key(ns: str) -> int:
+    """The 64-bit key of a checkpoint namespace on the line 0; on another one, XOR the line's number."""
+    return digest64("", ns)
+
+
+def line_name(line_no: int) -> str:
+    """The name of a line that has no other one."""
+    return f"@{line_no:x}"
+
+
+def digest64(*parts: str) -> int:
+    """BLAKE2b of some texts, each with its length in front, as a signed 64-bit number."""
+    return int.from_bytes(_digest(8, *parts), "big", signed=True)
 
 
 def run_key(run_id: str, blind: bytes | None) -> int:
@@ -205,10 +216,37 @@ def unpack_uuids(parts: Sequence[bytes]) -> bytes:
     return b"".join(uuid_text(part).encode() if at % 2 else part for at, part in enumerate(parts))
 
 
-class Address:
-    """The target of a config: a thread, a namespace and maybe a checkpoint."""
+def _branch_of(configurable: Mapping[str, Any]) -> str | None:
+    branch = configurable.get("branch")
+    if branch is None:
+        return None
+    if not isinstance(branch, str):
+        raise InvalidIdentifierError(f"branch must be a str, not {type(branch).__name__}: {shown(branch)}")
+    return check_text("branch", branch)
 
-    __slots__ = ("checkpoint_id", "given_thread_id", "ns", "ns_key", "thread", "thread_id")
+
+class Address:
+    """The target of a config: a thread, a branch, a namespace and maybe a checkpoint.
+
+    `ns_key` is that of the line 0 until `put_on` says where on the branch something is put.
+    """
+
+    __slots__ = (
+        "branch",
+        "checkpoint_id",
+        "given_thread_id",
+        "line_no",
+        "ns",
+        "ns_key",
+        "parent_ns_key",
+        "shown_writes",
+        "thread",
+        "thread_id",
+    )
+
+    line_no: int | None
+    parent_ns_key: int | None
+    shown_writes: frozenset[int] | None
 
     def __init__(self, config: Mapping[str, Any], tenant: str) -> None:
         configurable = configurable_of(config)
@@ -225,6 +263,25 @@ class Address:
         self.ns_key = ns_key(ns) if ns else ROOT_NS_KEY
         self.thread = thread_key(tenant, self.thread_id)
         self.checkpoint_id = checkpoint_id_of(configurable)
+        self.branch = _branch_of(configurable)
+        self.line_no = self.parent_ns_key = self.shown_writes = None
+
+    def put_on(self, line_no: int, parent_line: int, shown_writes: frozenset[int] | None) -> None:
+        """Set the line to put on, and the line of the parent.
+
+        `shown_writes`: of the parent's writes on its own line, those that this line shows; None for all.
+        """
+        ns = ns_key(self.ns)
+        self.ns_key = ns ^ line_no
+        self.line_no = line_no or None
+        self.parent_ns_key = None if parent_line == line_no else ns ^ parent_line
+        self.shown_writes = shown_writes
+
+    def on_branch(self, branch: str) -> Address:
+        """The same on another branch."""
+        there = copy(self)
+        there.branch = branch
+        return there
 
     @classmethod
     def of_row(cls, thread: uuid.UUID, thread_id: str, ns_key: int, checkpoint_id: bytes) -> Address:
@@ -233,13 +290,15 @@ class Address:
         address.thread, address.ns_key, address.checkpoint_id = thread, ns_key, checkpoint_id
         address.thread_id = address.given_thread_id = thread_id
         address.ns = ""
+        address.branch = address.line_no = address.parent_ns_key = address.shown_writes = None
         return address
 
     def config(self, checkpoint_id: bytes) -> dict[str, Any]:
-        return {
-            "configurable": {
-                "thread_id": self.given_thread_id,
-                "checkpoint_ns": self.ns,
-                "checkpoint_id": decode_id(checkpoint_id),
-            }
+        configurable = {
+            "thread_id": self.given_thread_id,
+            "checkpoint_ns": self.ns,
+            "checkpoint_id": decode_id(checkpoint_id),
         }
+        if self.branch is not None:
+            configurable["branch"] = self.branch
+        return {"configurable": configurable}

@@ -19,11 +19,15 @@ def stored_metadata(config: Mapping[str, Any], metadata: CheckpointMetadata) -> 
     kept: dict[str, Any] = {k: v for k, v in (metadata or {}).items() if k != "writes"}
     for source in (config.get("metadata"), config.get("configurable")):
         for key, value in (source or {}).items():
-            if key in kept or key in EXCLUDED_METADATA_KEYS or str(key).startswith("__") or key == "writes":
+            if key in kept or key in _NOT_METADATA or str(key).startswith("__"):
                 continue
             if isinstance(value, (str, int, float)):
                 kept[key] = value
     return kept
+
+
+#: LangGraph's own, and the branch, whose name may be changed.
+_NOT_METADATA = frozenset({*EXCLUDED_METADATA_KEYS, "writes", "branch"})
 
 
 def signature(metadata: Mapping[str, Any], index_key: bytes | None) -> dict[str, int | None]:

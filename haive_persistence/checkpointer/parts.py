@@ -18,6 +18,9 @@ from haive_persistence.checkpointer.retention import Retention
 from haive_persistence.checkpointer.seal_threads import SealThreads
 from haive_persistence.checkpointer.storage import piece_numbers
 from haive_persistence.checkpointer.storage.piece_cache import ProcessCache
+from haive_persistence.checkpointer.versions.names import Names
+from haive_persistence.checkpointer.versions.parts import Versions
+from haive_persistence.checkpointer.versions.views import Views
 from haive_persistence.checkpointer.writes import Writes
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.keys import DataKeys, Sealings
@@ -40,6 +43,7 @@ class Parts(NamedTuple):
     retention: Retention
     copying: Copying
     seal_threads: SealThreads
+    versions: Versions
 
 
 class SharedParts:
@@ -79,7 +83,10 @@ class SharedParts:
     def _build(self, database: Database) -> Parts:
         queries, tenant = database.queries("checkpointer"), database.tenant
         context = TenantContext(queries, tenant, self._cache, self._keys)
-        reads, seal_threads = Reads(context, self._left_behind(database)), SealThreads(context)
+        names = Names(context, database.queries("versions"))
+        views = Views(context, names)
+        reads, seal_threads = Reads(context, self._left_behind(database), views), SealThreads(context, names)
+        delta = DeltaHistory(context, reads)
         context.seal_thread = seal_threads.seal_thread
         context.settle_plaintext = seal_threads.settle
         return Parts(
@@ -88,8 +95,9 @@ class SharedParts:
             context,
             reads,
             Writes(context, reads),
-            DeltaHistory(context, reads),
-            Retention(context),
-            Copying(context),
+            delta,
+            Retention(context, names),
+            Copying(context, names),
             seal_threads,
+            Versions(context, reads, delta),
         )

@@ -19,6 +19,7 @@ from haive_persistence.checkpointer.ids import (
     checkpoint_id_of,
     configurable_of,
     decode_id,
+    line_name,
     listing_key,
     thread_key,
 )
@@ -34,8 +35,10 @@ from haive_persistence.checkpointer.thread_reader import (
     no_garbage_collection,
     open_rows,
 )
+from haive_persistence.checkpointer.versions.lines import View
+from haive_persistence.checkpointer.versions.views import ViewChanged, Views
 from haive_persistence.db.protocol import Db, Query, Row, Statement
-from haive_persistence.errors import CodecError, DecodeError, TamperedError, WrongKeyError
+from haive_persistence.errors import CodecError, ConflictError, DecodeError, TamperedError, WrongKeyError
 from haive_persistence.keys import PlaintextRowError, Sealing
 
 PAGE = 64
@@ -46,9 +49,10 @@ GC_MIN_PIECES = 500  # decoded at once, from which on they are declared old to t
 class Reads:
     """Reads one tenant's threads."""
 
-    def __init__(self, context: TenantContext, left_behind: LeftBehind) -> None:
+    def __init__(self, context: TenantContext, left_behind: LeftBehind, views: Views) -> None:
         self._context = context
         self._left_behind = left_behind
+        self.views = views
 
     async def get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
         found = await self._context.with_all_keys(db, lambda: self._get_tuple(db, config))
@@ -57,7 +61,38 @@ class Reads:
         return found
 
     async def _get_tuple(self, db: Db, config: Config) -> CheckpointTuple | None:
-        return await self._read(db, Address(config, self._context.tenant))
+        return await self.read(db, Address(config, self._context.tenant))
+
+    async def read(self, db: Db, address: Address) -> CheckpointTuple | None:
+        """The checkpoint of an address, as its branch shows it."""
+        for _ in range(ATTEMPTS):
+            try:
+                found = await self._read_as_named(db, address)
+                if found is None and address.checkpoint_id is not None and address.branch is None:
+                    return await self._read_elsewhere(db, address, address.checkpoint_id)
+            except ViewChanged:
+                continue
+            return found
+        raise ConflictError(
+            f"the branches of thread {address.thread_id!r} change faster than they can be read"
+        )
+
+    async def _read_as_named(self, db: Db, address: Address) -> CheckpointTuple | None:
+        view = await self.views.names.view(db, address)
+        if view is None:
+            return await self._read(db, address)
+        return await self.views.get_tuple(db, address, view)
+
+    async def _read_elsewhere(self, db: Db, address: Address, id_: bytes) -> CheckpointTuple | None:
+        """A checkpoint of a config without a branch that `main` does not show; its config names its line."""
+        if self._context.cache.get(address.thread.bytes) is None:
+            return None  # there is no such thread
+        line_no = await self.views.line_of(db, address, id_)
+        if line_no is None:
+            return None
+        there = address.on_branch(line_name(line_no))
+        view = await self.views.names.view(db, there)
+        return None if view is None else await self.views.get_tuple(db, there, view)
 
     async def _read(self, db: Db, address: Address) -> CheckpointTuple | None:
         codec = await self._context.codec(db)
@@ -72,6 +107,8 @@ class Reads:
             query = queries.render(name, more="" if is_known else queries.part("first_pieces"))
             rows = await db.fetch_all(query, params, idempotent=True)
             reader, stored = self.open(rows, address, codec)
+            if reader is not None and reader.log.main_line is not None:
+                raise ViewChanged
             if reader is None or not stored:
                 return None
             try:
@@ -93,13 +130,15 @@ class Reads:
         self, rows: Sequence[tuple[Any, ...]], address: Address, codec: Sealing
     ) -> tuple[ThreadReader | None, list[StoredCheckpoint]]:
         """Rows of a query on one namespace; checkpoints in order of their depth."""
-        epoch = next((row[2] for row in rows if row[0] == "t"), None)
+        epoch, main_line = next(((row[2], row[4]) for row in rows if row[0] == "t"), (None, None))
         if epoch is None:
             known = self._context.cache.get(address.thread.bytes)
             if known is not None and known.exists:
                 self._context.cache.drop(address.thread.bytes, known)
             return None, []
         reader = self._context.reader(codec, address.thread, epoch)
+        if main_line is not None:
+            reader.log.main_line = int.from_bytes(main_line, "big")
         ns_key = address.ns_key
         writes: dict[bytes, list[records.Write]] = {}
         for kind, id_, number, _, payload in rows:
@@ -137,7 +176,14 @@ class Reads:
         limit: int | None,
     ) -> AsyncIterator[CheckpointTuple]:
         check_mapping("filter", filter)
+        left = check_limit(limit)
         name, params, thread_id = self._list_query(config, before)
+        if config is not None:
+            view = await self.views.names.view(db, Address(config, self._context.tenant))
+            if view is not None:
+                async for found in self._list_view(db, config, view, filter, params, left):
+                    yield found
+                return
         queries = self._context.queries
         whole = _Listing(queries.render(name, signature_check=""), thread_id, None)
         listing = whole._replace(filter=filter)
@@ -146,11 +192,17 @@ class Reads:
             query = queries.render(name, signature_check=queries.part("has_signature"))
             listing = listing._replace(query=query)
             params |= signature
-        left = check_limit(limit)
         most, largest = PAGE, LARGEST_PAGE if filter and signature is None else PAGE
         while left is None or left > 0:
             wanted = most if left is None or (filter and signature is None) else min(most, left)
-            page, size = await self._fitting_page(db, listing, {**params, "limit": wanted})
+            try:
+                page, size = await self._fitting_page(db, listing, {**params, "limit": wanted})
+            except ViewChanged:  # `main` was moved
+                if config is None or params["after_id"] is not None:
+                    raise
+                async for found in self.list(db, config, filter=filter, before=before, limit=limit):
+                    yield found
+                return
             largest = size if size < wanted else largest
             most = min(2 * most, largest)
             for found in page.tuples:
@@ -172,6 +224,28 @@ class Reads:
             params |= {"after_id": None, "limit": 1}
             params["last_key"] = listing_key(self._context.tenant, ABOVE_ALL_IDS)
             await self._checked_page(db, whole._replace(thread_id=None), params)
+
+    async def _list_view(
+        self,
+        db: Db,
+        config: Config,
+        view: View,
+        filter: Mapping[str, Any] | None,
+        params: Mapping[str, Any],
+        limit: int | None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        address = Address(config, self._context.tenant)
+        async for found in self.views.list(
+            db,
+            address,
+            view,
+            all_namespaces=config["configurable"].get("checkpoint_ns") is None,
+            filter=filter,
+            before=params["before"],
+            signature=await self._signature(db, filter) if filter else None,
+            limit=limit,
+        ):
+            yield found
 
     async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
         await self._context.settle_plaintext(db)
@@ -270,6 +344,8 @@ class Reads:
             )
             last = Position(found[-1].thread, found[-1].ns_key, found[-1].id) if found else None
             size = len(found)
+            if thread_id is not None and any(r.log.main_line is not None for r in readers.values()):
+                raise ViewChanged
             if thread_id is None:
                 for stored in found:
                     self._check_thread_id(stored.thread, stored.thread_id)

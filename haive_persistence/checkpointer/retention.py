@@ -17,6 +17,7 @@ from haive_persistence.checkpointer.ids import (
     ROOT_NS_KEY,
     check_list,
     encode_id,
+    ns_key,
     run_key,
     shown,
     thread_id_text,
@@ -26,6 +27,9 @@ from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import Bindings, bindings_of
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog, new_epoch
 from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
+from haive_persistence.checkpointer.versions.lines import FIRST_LINE, Line, View
+from haive_persistence.checkpointer.versions.names import Names
+from haive_persistence.checkpointer.versions.ref_records import Ref, open_ref
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import InvalidInputError
 from haive_persistence.keys import Sealing
@@ -38,16 +42,57 @@ class _Thread(NamedTuple):
     """A whole thread, read under its lock."""
 
     reader: ThreadReader
-    checkpoints: list[StoredCheckpoint]
-    orphan_writes: list[records.Write]
+    checkpoints: list[StoredCheckpoint]  # newest first within each namespace of a line
+    orphans: dict[
+        CheckpointKey, list[records.Write]
+    ]  # writes whose checkpoint is on another line, or not stored
+    refs: list[Ref]
+    main_line: int | None
+
+    def lines(self) -> dict[int, Line]:
+        return {ref.ref_no: ref.line() for ref in self.refs if not ref.is_tag}
+
+    def line_numbers(self) -> set[int]:
+        return {FIRST_LINE, *self.lines()}
+
+    def views(self) -> list[View]:
+        """The views of all names: of `main`, of each branch, and of a branch that would start at each tag."""
+        lines = self.lines()
+        named = {ref.ref_no for ref in self.refs if not ref.is_tag and ref.is_named}
+        views = [
+            View(0, _chain(lines, line_no)) for line_no in sorted({self.main_line or FIRST_LINE} | named)
+        ]
+        for ref in self.refs:
+            if ref.is_tag and ref.is_named and ref.checkpoint_id is not None:
+                home, id_ = ref.home_line or FIRST_LINE, ref.checkpoint_id
+                later = (s.id for s in self.checkpoints if s.key[0] == ROOT_NS_KEY ^ home and s.id > id_)
+                cut = min(later, default=_ABOVE_ALL)
+                start = Line(_NO_LINE, None, home, home, id_, cut)
+                views.append(View(0, (start, *_chain(lines, home))))
+        return views
+
+
+_NO_LINE = -1
+_ABOVE_ALL = b"\xff" * 16
+
+
+def _chain(lines: Mapping[int, Line], line_no: int) -> tuple[Line, ...]:
+    chain: list[Line] = []
+    at: int | None = line_no
+    while at is not None:
+        line = lines.get(at, Line(at))
+        chain.append(line)
+        at = line.base
+    return tuple(chain)
 
 
 class Retention:
     """The operations that take pieces away."""
 
-    def __init__(self, context: TenantContext) -> None:
+    def __init__(self, context: TenantContext, names: Names) -> None:
         self._context = context
         self._queries = context.queries
+        self._names = names
 
     async def delete_threads(self, db: Db, thread_ids: Iterable[object]) -> None:
         await self._delete_threads(db, self._keys_of(thread_ids))
@@ -58,7 +103,14 @@ class Retention:
     async def _delete_threads(self, db: Db, keys: Sequence[uuid.UUID]) -> None:
         if not keys:
             return
-        names = ("delete_thread", "delete_checkpoints_of", "delete_writes_of", "delete_pieces_of")
+        names = (
+            "delete_thread",
+            "delete_refs_of",
+            "delete_operations_of",
+            "delete_checkpoints_of",
+            "delete_writes_of",
+            "delete_pieces_of",
+        )
         statements = [Statement(self._queries[n], {"threads": keys}) for n in names]
         await self._context.retrying("threads to delete", lambda: db.batch(statements, idempotent=True))
         for key in keys:
@@ -122,7 +174,7 @@ class Retention:
             row = await tx.fetch_one(self._queries["lock_thread"], {"thread": key})
             if row is None:
                 return
-            thread = await self._load_thread(tx, codec, key, row[0])
+            thread = await self._load_thread(tx, codec, key, *row)
             _check_lines(thread)
             to_delete: set[CheckpointKey] = choose(thread)
             if to_delete:
@@ -130,38 +182,49 @@ class Retention:
         if to_delete:
             self._context.cache.drop(key.bytes)
 
-    async def _load_thread(self, tx: Executor, codec: Sealing, key: uuid.UUID, epoch: int) -> _Thread:
+    async def _load_thread(
+        self, tx: Executor, codec: Sealing, key: uuid.UUID, epoch: int, main_line: int | None
+    ) -> _Thread:
         params = {"thread": key}
-        names = ("all_sequences", "all_writes", "all_checkpoints")
-        sequences, writes, rows = await tx.batch([Statement(self._queries[n], params) for n in names])
+        statements = [
+            Statement(self._queries[n], params) for n in ("all_sequences", "all_writes", "all_checkpoints")
+        ]
+        statements.append(Statement(self._names.queries["refs_of_thread"], params))
+        sequences, writes, rows, refs = await tx.batch(statements)
         reader = ThreadReader(ThreadLog(epoch), codec, key, self._queries)
         reader.open_sequences_later([(no, payload) for no, payload in sequences])
         by_place: defaultdict[CheckpointKey, list[records.Write]] = defaultdict(list)
-        for ns_key, id_, no, _, payload in writes:
-            by_place[ns_key, id_].append(reader.open_write(ns_key, id_, no, payload))
+        for key_, id_, no, _, payload in writes:
+            by_place[key_, id_].append(reader.open_write(key_, id_, no, payload))
         checkpoints = [
             StoredCheckpoint(
                 key,
                 None,
-                ns_key,
+                key_,
                 id_,
                 parent,
-                reader.open_body(ns_key, id_, parent, payload),
-                by_place.pop((ns_key, id_), []),
+                reader.open_body(key_, id_, parent, payload),
+                by_place.pop((key_, id_), []),
+                None,
+                parent_ns_key,
             )
-            for ns_key, id_, parent, _, payload in rows
+            for key_, id_, parent, parent_ns_key, payload in rows
         ]
         if missing := reader.needed(checkpoints, "metadata"):
             await reader.fetch(tx, missing)
-        # A run saves its writes in the background: those of a checkpoint not saved yet are kept.
-        return _Thread(reader, checkpoints, [w for ws in by_place.values() for w in ws])
+        # A run saves its writes in the background: those of a checkpoint not saved yet are kept. A branch has
+        # its own at a checkpoint of another line.
+        opened = [open_ref(codec, key, row) for row in refs]
+        return _Thread(reader, checkpoints, dict(by_place), opened, main_line)
 
     async def _delete(
         self, tx: Executor, codec: Sealing, key: uuid.UUID, thread: _Thread, to_delete: set[CheckpointKey]
     ) -> None:
-        kept = [s for s in thread.checkpoints if (s.ns_key, s.id) not in to_delete]
-        live = live_ranges(thread.reader, kept, thread.orphan_writes)
-        places = sorted(to_delete)
+        kept = [s for s in thread.checkpoints if s.key not in to_delete]
+        orphans = _orphans_to_delete(thread, kept, to_delete)
+        loose = [w for place, writes in thread.orphans.items() if place not in orphans for w in writes]
+        live = live_ranges(thread.reader, kept, loose)
+        places = sorted(to_delete | orphans)
         moved = list(_new_parents(thread.checkpoints, to_delete))
         params: dict[str, Any] = {
             "thread": key,
@@ -170,7 +233,8 @@ class Retention:
             "ids": [id_ for _, id_ in places],
             "child_ns_keys": [s.ns_key for s, _ in moved],
             "child_ids": [s.id for s, _ in moved],
-            "parents": [parent for _, parent in moved],
+            "parents": [parent and parent[1] for _, parent in moved],
+            "parent_ns_keys": [parent and _other_ns_key(s, parent) for s, parent in moved],
             "bodies": [_resealed_body(codec, thread, s, parent, to_delete) for s, parent in moved],
             "live": "{" + ",".join(f"[{start},{stop})" for start, stop in live) + "}",
         }
@@ -182,33 +246,102 @@ class Retention:
             "delete_pieces_outside",
         ]
         statements = [Statement(self._queries[n], params) for n in names]
-        if not kept and not thread.orphan_writes:
-            statements.append(Statement(self._queries["delete_thread"], {"threads": [key]}))
+        for ref in _changed_refs(thread, to_delete):
+            row = {"thread": key, **ref.params(codec, key)}
+            statements.append(Statement(self._names.queries["replace_ref"], row))
+        if not kept and not loose:
+            names = ["delete_thread", "delete_refs_of", "delete_operations_of"]
+            statements += [Statement(self._queries[n], {"threads": [key]}) for n in names]
         await tx.batch(statements)
+
+
+def _other_ns_key(s: StoredCheckpoint, parent: CheckpointKey) -> int | None:
+    return None if parent[0] == s.ns_key else parent[0]
+
+
+def _orphans_to_delete(
+    thread: _Thread, kept: Iterable[StoredCheckpoint], to_delete: set[CheckpointKey]
+) -> set[CheckpointKey]:
+    """Places where a branch has pending writes at a checkpoint of another line that goes."""
+    lines = thread.line_numbers()
+    stays = {s.key for s in kept}
+
+    def on_lines(place: CheckpointKey) -> Iterator[CheckpointKey]:
+        ns_key, id_ = place
+        for one in lines:
+            for other in lines:
+                yield ns_key ^ one ^ other, id_
+
+    return {
+        place
+        for place in thread.orphans
+        if any(p in to_delete for p in on_lines(place)) and not any(p in stays for p in on_lines(place))
+    }
 
 
 def _new_parents(
     checkpoints: Iterable[StoredCheckpoint], to_delete: set[CheckpointKey]
-) -> Iterator[tuple[StoredCheckpoint, bytes | None]]:
+) -> Iterator[tuple[StoredCheckpoint, CheckpointKey | None]]:
     """The checkpoints that stay and lose their parent, with the nearest ancestor that stays.
 
     A `DeltaChannel` is rebuilt along the parents: without a way to them, what older runs wrote would be lost.
     """
-    parents = {(s.ns_key, s.id): s.parent for s in checkpoints}
+    parents = {s.key: s.parent_key for s in checkpoints}
     for s in checkpoints:
-        parent = s.parent
-        if (s.ns_key, s.id) in to_delete or parent is None or (s.ns_key, parent) not in to_delete:
+        parent = s.parent_key
+        if s.key in to_delete or parent not in to_delete:
             continue
-        while parent is not None and (s.ns_key, parent) in to_delete:
-            parent = parents[s.ns_key, parent]
-        yield s, parent
+        yield s, _nearest_that_stays(parents, parent, to_delete)
+
+
+def _nearest_that_stays(
+    parents: Mapping[CheckpointKey, CheckpointKey | None],
+    place: CheckpointKey | None,
+    to_delete: set[CheckpointKey],
+) -> CheckpointKey | None:
+    while place is not None and place in to_delete:
+        place = parents[place]
+    return place
+
+
+def _changed_refs(thread: _Thread, to_delete: set[CheckpointKey]) -> Iterator[Ref]:
+    """The branches that start at a checkpoint that goes, now at its nearest ancestor that stays.
+
+    Its tags name nothing any more.
+    """
+    by_key = {s.key: s for s in thread.checkpoints}
+    parents = {key: s.parent_key for key, s in by_key.items()}
+    for ref in thread.refs:
+        if ref.checkpoint_id is None or ref.home_line is None:
+            continue
+        start = (ROOT_NS_KEY ^ ref.home_line, ref.checkpoint_id)
+        if start not in to_delete:
+            continue
+        if ref.is_tag:
+            yield ref._replace(is_deleted=True, checkpoint_id=None)
+            continue
+        stays = _nearest_that_stays(parents, start, to_delete)
+        if stays is None:
+            yield ref._replace(checkpoint_id=b"", cut_id=b"", base_writes=[])
+            continue
+        # What the branch has put was made from that ancestor's writes; without any, it begins there again.
+        own = any(s.ns_key == ROOT_NS_KEY ^ ref.ref_no and s.key not in to_delete for s in thread.checkpoints)
+        shown = [w.no for w in by_key[stays].writes] if stays in by_key else []
+        for line in _chain(thread.lines(), ref.ref_no)[1:]:
+            shown += [w.no for w in thread.orphans.get((ROOT_NS_KEY ^ line.no, stays[1]), ())]
+        yield ref._replace(
+            home_line=stays[0] ^ ROOT_NS_KEY,
+            checkpoint_id=stays[1],
+            base_writes=sorted(shown),
+            is_passed=not own,
+        )
 
 
 def _resealed_body(
     codec: Sealing,
     thread: _Thread,
     s: StoredCheckpoint,
-    parent: bytes | None,
+    parent: CheckpointKey | None,
     to_delete: set[CheckpointKey],
 ) -> bytes | None:
     """The body sealed again with its new parent, and with what is left of the rows that led to it."""
@@ -216,26 +349,41 @@ def _resealed_body(
         return None
     bound = None
     if parent is not None:
-        line = {other.id: other for other in thread.checkpoints if other.ns_key == s.ns_key}
-        ancestor = line.get(parent)  # it may never have been stored
-        writes = {} if ancestor is None else {parent: frozenset(w.no for w in ancestor.writes)}
+        by_key = {other.key: other for other in thread.checkpoints}
+        ancestor = by_key.get(parent)  # it may never have been stored
+        writes: dict[bytes, frozenset[int]] = {}
+        if ancestor is not None and parent[0] == s.ns_key:
+            writes[parent[1]] = frozenset(w.no for w in ancestor.writes)
         at: StoredCheckpoint | None = s
-        while at is not None and at.id != parent:
+        while at is not None and at.key != parent:
             for id_, numbers in bindings_of(at.body).writes.items():
-                if (s.ns_key, id_) not in to_delete:
+                if not any(gone == id_ for _, gone in to_delete):
                     writes[id_] = writes.get(id_, frozenset()) | numbers
-            at = line.get(at.parent or b"")
-        bound = Bindings(ancestor is not None, writes).encode(parent, s.body.base)
-    body = s.body._replace(parent=parent, bound=bound)
+            at = None if at.parent_key is None else by_key.get(at.parent_key)
+        bound = Bindings(ancestor is not None, writes).encode(parent[1], s.body.base)
+    parent_id = None if parent is None else parent[1]
+    other = None if parent is None else _other_ns_key(s, parent)
+    body = s.body._replace(parent=parent_id, bound=bound, parent_ns_key=other)
     return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), body.pack())
 
 
 def _check_lines(thread: _Thread) -> None:
-    """Raise TamperedError where rows are missing: what is left must not be sealed as if it were all."""
-    lines: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
+    """Raise TamperedError where rows are missing: what is left must not be sealed as if it were all.
+
+    All lines together: a checkpoint may rely on rows of the lines that its own starts from.
+    """
+    lines = thread.line_numbers()
+    namespaces: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
     for s in thread.checkpoints:
-        lines[s.ns_key][s.id] = s
-    for line in lines.values():
+        line = namespaces[ns_key(s.body.ns)]
+        there = line.get(s.id)
+        line[s.id] = s if there is None else s._replace(writes=[*s.writes, *there.writes])
+    for (key, id_), writes in thread.orphans.items():
+        for line_no in lines:
+            found = namespaces.get(key ^ line_no, {}).get(id_)
+            if found is not None:
+                namespaces[key ^ line_no][id_] = found._replace(writes=[*found.writes, *writes])
+    for line in namespaces.values():
         thread.reader.check_ancestors(line.values(), line.values(), ended=True)
 
 
@@ -274,31 +422,54 @@ def _of_write(reader: ThreadReader, write: records.Write) -> Iterator[tuple[int,
 
 
 def all_but_latest(thread: _Thread) -> set[CheckpointKey]:
-    """All checkpoints but the latest of each namespace and what those still need.
+    """All checkpoints but the latest of each namespace, as each name shows it, and what those still need.
 
     A subgraph call's namespace ends in ":" and its task's id, and goes with the root checkpoint that
     the call started from, once that one is saved; a `checkpointer=True` subgraph's outlives its calls.
     A `DeltaChannel` is rebuilt from its ancestors' writes: they are kept back to its last stored value.
     """
-    by_ns: dict[int, dict[bytes, StoredCheckpoint]] = {}
-    for s in thread.checkpoints:  # newest first within each namespace
-        by_ns.setdefault(s.ns_key, {})[s.id] = s
-    roots = by_ns.get(ROOT_NS_KEY, {})
-    kept_roots = _retained_ids(thread.reader, roots)
-    to_delete = {(ROOT_NS_KEY, id_) for id_ in roots if id_ not in kept_roots}
+    by_line: defaultdict[int, defaultdict[int, list[StoredCheckpoint]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for s in thread.checkpoints:
+        namespace = ns_key(s.body.ns)
+        by_line[s.ns_key ^ namespace][namespace].append(s)
+    kept: set[CheckpointKey] = set()
+    for view in thread.views():
+        kept.update(_retained_by(thread.reader, _shown(view, by_line)))
+    return {s.key for s in thread.checkpoints} - kept
+
+
+def _shown(
+    view: View, by_line: Mapping[int, Mapping[int, Sequence[StoredCheckpoint]]]
+) -> dict[int, dict[bytes, StoredCheckpoint]]:
+    """The checkpoints that a view shows, by namespace, newest first."""
+    shown: dict[int, dict[bytes, StoredCheckpoint]] = {}
+    for line_no, root_below, below in zip(*view.levels(), strict=True):
+        for namespace, checkpoints in by_line.get(line_no, {}).items():
+            bound = root_below if namespace == ROOT_NS_KEY else below
+            line = shown.setdefault(namespace, {})
+            for s in checkpoints:
+                if bound is None or s.id < bound:
+                    line.setdefault(s.id, s)
+    return shown
+
+
+def _retained_by(
+    reader: ThreadReader, shown: Mapping[int, Mapping[bytes, StoredCheckpoint]]
+) -> Iterator[CheckpointKey]:
+    roots = shown.get(ROOT_NS_KEY, {})
     latest_root = next(iter(roots), None)
-    for ns_key, line in by_ns.items():
-        if ns_key == ROOT_NS_KEY:
+    for namespace, line in shown.items():
+        if not line:
             continue
         newest = next(iter(line.values()))
-        started = (thread.reader.metadata(newest.body).get("parents") or {}).get("")
-        origin = encode_id(started) if isinstance(started, str) and started else None
-        if ":" in newest.body.ns and origin in roots and origin != latest_root:
-            to_delete.update((ns_key, id_) for id_ in line)
-        else:
-            kept = _retained_ids(thread.reader, line)
-            to_delete.update((ns_key, id_) for id_ in line if id_ not in kept)
-    return to_delete
+        if namespace != ROOT_NS_KEY and ":" in newest.body.ns:
+            started = (reader.metadata(newest.body).get("parents") or {}).get("")
+            origin = encode_id(started) if isinstance(started, str) and started else None
+            if origin in roots and origin != latest_root:
+                continue
+        yield from (line[id_].key for id_ in _retained_ids(reader, line))
 
 
 def _retained_ids(reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint]) -> set[bytes]:
@@ -330,15 +501,15 @@ def needed_by_other_runs(thread: _Thread, to_delete: set[CheckpointKey]) -> set[
     """
     lines: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
     for s in thread.checkpoints:
-        lines[s.ns_key][s.id] = s
+        lines[ns_key(s.body.ns)][s.id] = s
     needed: set[CheckpointKey] = set()
-    for ns_key, line in lines.items():
+    for line in lines.values():
         if not (delta := _delta_channels(thread.reader, line.values())):
             continue
-        gone = {id_ for ns, id_ in to_delete if ns == ns_key}
+        gone = {s.id for s in line.values() if s.key in to_delete}
         while more := set(_needed_by_rest(thread.reader, line, delta, gone)):
             gone -= more
-            needed.update((ns_key, id_) for id_ in more)
+            needed.update(line[id_].key for id_ in more)
     return needed
 
 

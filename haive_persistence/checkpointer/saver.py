@@ -22,6 +22,7 @@ from haive_persistence._awaitable import Settled
 from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.ids import shown
 from haive_persistence.checkpointer.parts import Parts, SharedParts
+from haive_persistence.checkpointer.versions.calls import VersionCalls
 from haive_persistence.codec import SafeSerializer
 from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConfig
 from haive_persistence.db import Database, fork_safety
@@ -49,7 +50,7 @@ def _open(source: object) -> tuple[Database, bool]:
     return open_database(source, "Checkpointer", hint)
 
 
-class Checkpointer(BaseCheckpointSaver[Any]):
+class Checkpointer(VersionCalls, BaseCheckpointSaver[Any]):
     """Keeps a LangGraph graph's state in Postgres.
 
         graph = builder.compile(checkpointer=Checkpointer("postgresql://…"))

@@ -19,6 +19,12 @@ from haive_persistence.checkpointer.metadata import signature
 from haive_persistence.checkpointer.storage.bindings import Bindings
 from haive_persistence.checkpointer.storage.piece_index import ThreadLog
 from haive_persistence.checkpointer.thread_reader import StoredCheckpoint, ThreadReader
+from haive_persistence.checkpointer.versions.names import Names, name_key
+from haive_persistence.checkpointer.versions.ref_records import (
+    open_operation,
+    open_ref,
+    pack_operation,
+)
 from haive_persistence.db.protocol import Db, Executor, Statement
 from haive_persistence.errors import PlaintextRefusedError
 from haive_persistence.keys import Sealing, SealProgress
@@ -43,8 +49,9 @@ class _Plaintext(NamedTuple):
 class SealThreads:
     """Seals one tenant's threads."""
 
-    def __init__(self, context: TenantContext, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, context: TenantContext, names: Names, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._context = context
+        self._names = names
         self._queries = context.queries
         self._chunk_bytes = chunk_bytes  # of payloads per statement
 
@@ -103,6 +110,7 @@ class SealThreads:
             found = await self._plaintext(tx, thread, moment)
             await self._seal_rows(tx, codec, thread, found)
             await self._seal_checkpoints(tx, codec, thread, row[0], found.checkpoints)
+            await self._seal_names(tx, codec, thread, moment)
         return any(found)
 
     def _params(self, thread: uuid.UUID) -> dict[str, Any]:
@@ -112,11 +120,7 @@ class SealThreads:
         params = {**self._params(thread), "moment": moment}
         names = ("plaintext_pieces", "plaintext_writes", "plaintext_checkpoints")
         answers = await tx.batch([Statement(self._queries[name], params) for name in names])
-        if not all(row[0] for rows in answers for row in rows):
-            raise PlaintextRefusedError(
-                f"a thread of tenant {self._context.tenant!r} has plaintext that was written after the "
-                "tenant's first key was made: something else wrote it; delete the thread, or restore a backup"
-            )
+        self._check_trusted(row for rows in answers for row in rows)
         pieces, writes, checkpoints = ([row[1:] for row in rows] for rows in answers)
         return _Plaintext([(no, size) for no, size in pieces], writes, checkpoints)
 
@@ -159,6 +163,34 @@ class SealThreads:
         if part:
             yield part
 
+    async def _seal_names(self, tx: Executor, codec: Sealing, thread: uuid.UUID, moment: int) -> None:
+        """Seal the branches and tags of a thread, and its log. A sealed row is found by another key."""
+        queries, trusting = self._names.queries, codec.trusting()
+        params = {**self._params(thread), "moment": moment}
+        statements = [Statement(queries[name], params) for name in ("plaintext_refs", "plaintext_operations")]
+        refs, operations = await tx.batch(statements)
+        self._check_trusted([*refs, *operations])
+        changes: list[Statement] = []
+        for row in refs:
+            ref = open_ref(trusting, thread, row[1:])
+            key = None if ref.name_key is None else name_key(codec, ref.name)
+            columns = ref._replace(name_key=key).params(codec, thread)
+            changes.append(Statement(queries["update_ref"], {"thread": thread, **columns}))
+        for _, id_, payload in operations:
+            sealed = pack_operation(codec, thread, id_, open_operation(trusting, thread, id_, payload))
+            columns = {"thread": thread, "operation_id": id_, "payload": sealed}
+            changes.append(Statement(queries["update_operation"], columns))
+        if changes:
+            await tx.batch(changes)
+
+    def _check_trusted(self, rows: Iterable[Row]) -> None:
+        """Raise PlaintextRefusedError if a row was written after the tenant's first key was made."""
+        if not all(row[0] for row in rows):
+            raise PlaintextRefusedError(
+                f"a thread of tenant {self._context.tenant!r} has plaintext that was written after the "
+                "tenant's first key was made: something else wrote it; delete the thread, or restore a backup"
+            )
+
     async def _seal_checkpoints(
         self, tx: Executor, codec: Sealing, thread: uuid.UUID, epoch: int, rows: Sequence[Row]
     ) -> None:
@@ -168,9 +200,17 @@ class SealThreads:
         reader = ThreadReader(ThreadLog(epoch), codec.trusting(), thread, self._queries)
         checkpoints = [
             StoredCheckpoint(
-                thread, None, ns_key, id_, parent, reader.open_body(ns_key, id_, parent, body), []
+                thread,
+                None,
+                ns_key,
+                id_,
+                parent,
+                reader.open_body(ns_key, id_, parent, body),
+                [],
+                None,
+                parent_ns_key,
             )
-            for ns_key, id_, parent, body in rows
+            for ns_key, id_, parent, parent_ns_key, body in rows
         ]
         names = ("all_sequences", "write_numbers", "checkpoint_keys")
         sequences, numbers, keys = await tx.batch([Statement(self._queries[name], key) for name in names])
@@ -198,9 +238,9 @@ def _bound_body(
     """The body, bound to its parent and to the parent's pending writes, as if it had been put sealed."""
     bound = None
     if s.parent is not None:
-        bindings = Bindings((s.ns_key, s.parent) in stored, {s.parent: frozenset(writes)})
+        bindings = Bindings(s.parent_key in stored, {s.parent: frozenset(writes)})
         bound = bindings.encode(s.parent, s.body.base)
-    body = s.body._replace(parent=s.parent, bound=bound)
+    body = s.body._replace(parent=s.parent, bound=bound, parent_ns_key=s.parent_ns_key)
     return codec.seal("checkpoint", (s.thread, s.ns_key, s.id), body.pack())
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, PendingWrite, writes_sort_key
 
 from haive_persistence.checkpointer.damage import raises_decode_error
-from haive_persistence.checkpointer.ids import decode_id
+from haive_persistence.checkpointer.ids import decode_id, line_name
 from haive_persistence.checkpointer.storage import manifest as mf
 from haive_persistence.checkpointer.storage import row_format as records
 from haive_persistence.checkpointer.storage.bindings import bindings_of, missing_row
@@ -106,6 +106,18 @@ class StoredCheckpoint(NamedTuple):
     parent: bytes | None
     body: records.Body
     writes: list[records.Write]
+    branch: str | None = None  # as the caller wrote it
+    parent_ns_key: int | None = None  # of a parent on another line
+
+    @property
+    def key(self) -> tuple[int, bytes]:
+        return self.ns_key, self.id
+
+    @property
+    def parent_key(self) -> tuple[int, bytes] | None:
+        if self.parent is None:
+            return None
+        return self.ns_key if self.parent_ns_key is None else self.parent_ns_key, self.parent
 
 
 class ChannelWrite(NamedTuple):
@@ -391,6 +403,8 @@ class ThreadReader:
             self._check_repeated()
         checkpoint, metadata, pending = self._values(s)
         address = {"thread_id": s.thread_id, "checkpoint_ns": s.body.ns}
+        if s.branch is not None:
+            address["branch"] = s.branch
         parent = s.parent and {"configurable": {**address, "checkpoint_id": decode_id(s.parent)}}
         return CheckpointTuple(
             {"configurable": {**address, "checkpoint_id": checkpoint["id"]}},
@@ -452,7 +466,11 @@ class ThreadReader:
         known = records.known_checkpoint(s.body, self.names(s.body))
         if s.body.bound is not None:
             bound = bindings_of(s.body).writes.values()
-            known = known._replace(parent=s.parent, bound_writes=frozenset(chain.from_iterable(bound)))
+            known = known._replace(
+                parent=s.parent,
+                parent_ns_key=s.parent_ns_key,
+                bound_writes=frozenset(chain.from_iterable(bound)),
+            )
         self.log.record_checkpoint(s.ns_key, s.id, known)
 
     @raises_decode_error
@@ -516,7 +534,9 @@ def open_rows(
     for kind, thread, ns_key, id_, number, other, text, payload in rows:
         key = thread.int
         if kind == "t":
-            readers[key] = reader_of(thread, number)
+            readers[key] = reader = reader_of(thread, number)
+            if payload is not None:
+                reader.log.main_line = int.from_bytes(payload, "big")
             thread_ids[key] = text if thread_id is None else thread_id
         elif kind == "s":
             readers[key].open_sequence(number, payload)
@@ -525,7 +545,10 @@ def open_rows(
         elif key in readers:
             body = readers[key].open_body(ns_key, id_, other, payload)
             own = writes[key, ns_key, id_]
-            stored.append(StoredCheckpoint(thread, thread_ids[key], ns_key, id_, other, body, own))
+            branch = None
+            if number != (readers[key].log.main_line or 0):
+                branch = line_name(number)
+            stored.append(StoredCheckpoint(thread, thread_ids[key], ns_key, id_, other, body, own, branch))
     return stored, readers
 
 

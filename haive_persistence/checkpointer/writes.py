@@ -37,6 +37,7 @@ from haive_persistence.checkpointer.storage.bindings import bindings_for_child
 from haive_persistence.checkpointer.storage.encoder import Encoder
 from haive_persistence.checkpointer.storage.piece_index import MAX_CHECKPOINTS, Batch, ThreadLog, key_of
 from haive_persistence.checkpointer.storage.piece_numbers import MAX_PARTS, BlockFull
+from haive_persistence.checkpointer.versions.places import Places
 from haive_persistence.db import fork_safety
 from haive_persistence.db.driver import require_driver
 from haive_persistence.db.protocol import Db
@@ -84,6 +85,7 @@ class Writes:
     def __init__(self, context: TenantContext, reads: Reads) -> None:
         self._context = context
         self._reads = reads
+        self._places = Places(context, reads.views)
         self._statements = WriteStatements(context.queries)
         self._writers = _group_commit()
         fork_safety.register(self)
@@ -109,7 +111,7 @@ class Writes:
         new = records.NewCheckpoint(id_, address.ns, address.checkpoint_id, checkpoint, stored, new_versions)
         if address.checkpoint_id is not None:
             await self._load_parent(db, config, address, records.unchanged(checkpoint, new_versions))
-        await self._send(db, address, partial(self._encode_checkpoint, address, new))
+        await self._send(db, address, partial(self._encode_checkpoint, address, new), id_)
         return address.config(id_)
 
     def _encode_checkpoint(
@@ -122,22 +124,26 @@ class Writes:
         *,
         is_parent_stored: bool = True,  # as far as is known
     ) -> _Encoded:
-        ns_key, parent = address.ns_key, new.parent
+        ns_key, parent, parent_ns_key = address.ns_key, new.parent, address.parent_ns_key
         encoder = Encoder(codec.codec, batch)
-        inherited = log.checkpoints.get((ns_key, parent)) if parent else None
+        home = ns_key if parent_ns_key is None else parent_ns_key
+        inherited = log.checkpoints.get((home, parent)) if parent else None
         may_be_evicted = inherited is None and is_parent_stored and len(log.checkpoints) >= MAX_CHECKPOINTS
         if parent and may_be_evicted and records.missing_values(new.checkpoint, new.new_versions):
             raise _ParentEvictedError
         body, known = records.encode_checkpoint(encoder, batch, new, inherited)
         if codec.sealed and parent is not None:
-            bindings = bindings_for_child(log, ns_key, parent)
-            body = body._replace(parent=parent, bound=bindings.encode(parent, body.base))
+            bindings = bindings_for_child(log, ns_key, parent, parent_ns_key, address.shown_writes)
+            bound = bindings.encode(parent, body.base)
+            body = body._replace(parent=parent, bound=bound, parent_ns_key=parent_ns_key)
             bound_writes = frozenset(chain.from_iterable(bindings.writes.values()))
-            known = known._replace(parent=parent, bound_writes=bound_writes)
+            known = known._replace(parent=parent, parent_ns_key=parent_ns_key, bound_writes=bound_writes)
         run = new.metadata.get("run_id")
         params = {
             "id": new.id,
             "parent": parent,
+            "line_no": address.line_no,
+            "parent_ns_key": parent_ns_key,
             "run_key": run_key(str(run), codec.blind("run_id", str(run))) if run else None,
             "listing_key": listing_key(self._context.tenant, new.id),
             **signature(new.metadata, codec.keys.index_key),
@@ -156,6 +162,8 @@ class Writes:
         It does if channels inherit from it, or if the log evicted pieces, which would be stored twice.
         """
         log = self._context.cache.get(address.thread.bytes)
+        if address.branch is not None or (log is not None and log.main_line is not None):
+            return  # placing it reads the parent
         if log is None:
             wanted = inherits or self._context.cache.has_evicted
         else:
@@ -208,10 +216,24 @@ class Writes:
 
     # --- sending
 
-    async def _send(self, db: Db, address: Address, encode: Encode) -> None:
-        """Encode against what is known of the thread and send it, until the thread agrees."""
+    async def _placed(
+        self, db: Db, address: Address, log: ThreadLog, new_id: bytes | None = None
+    ) -> ThreadLog:
+        """Say on which line something is put: on the first, for `main` where it was never moved."""
+        if address.branch is None and log.main_line is None and address.line_no is None:
+            return log
+        await self._places.place(db, address, new_id)
+        return self._context.cache.of(address.thread.bytes)
+
+    async def _send(self, db: Db, address: Address, encode: Encode, new_id: bytes | None = None) -> None:
+        """Encode against what is known of the thread and send it, until the thread agrees.
+
+        `new_id`: the checkpoint that is put.
+        """
         cache, thread = self._context.cache, address.thread.bytes
         log = cache.of(thread)
+        if address.branch is not None or log.main_line is not None:
+            log = await self._placed(db, address, log, new_id)
         for attempt in range(ATTEMPTS):
             codec = await self._context.codec_to_write(db)
             if log.unopened:
@@ -240,7 +262,7 @@ class Writes:
             if prepared.epoch is None and log.exists:
                 continue  # another writer of this process was first to create the thread
             await self._context.keys.refresh_to_write(db)
-            log = await self._refresh(db, address, log)
+            log = await self._placed(db, address, await self._refresh(db, address, log), new_id)
         raise ConflictError(
             f"thread {address.thread_id!r} is being pruned or deleted over and over; try again", sqlstate=None
         )
@@ -334,7 +356,9 @@ class Writes:
         if row is None:
             cache.drop(thread, log)
             return cache.for_new_thread(thread)
-        return cache.at_epoch(thread, row[0])
+        known = cache.at_epoch(thread, row[0])
+        known.main_line = row[1]
+        return known
 
 
 def _guard(codec: Sealing, log: ThreadLog) -> str:

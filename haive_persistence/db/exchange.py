@@ -26,7 +26,7 @@ from psycopg import generators
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.types.json import set_json_loads
-from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from psycopg.waiting import Wait
 
 from haive_persistence.db.error_mapping import CommitState, ExchangeFailure
@@ -143,6 +143,7 @@ class PipelinedConnection:
 
     def __init__(self, conn: Connection[Any] | AsyncConnection[Any], prepares_after: int | None) -> None:
         # One type for every int: by default it varies with the value, and each is another plan.
+        conn.adapters.register_dumper(int, Int8Dumper)  # in lists
         conn.adapters.register_dumper(int, Int8BinaryDumper)
         set_json_loads(_load_json, conn)  # whatever the application has made psycopg's default
         conn._pool = None  # dropping an idle connection is no reason to warn

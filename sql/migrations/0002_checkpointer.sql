@@ -7,6 +7,8 @@ CREATE TABLE haive.thread (
     -- Random; another one after each prune, deletion of runs and re-creation: what processes remember is then stale.
     epoch      bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
+    -- The line that `main` means; NULL is the line 0, on which a thread begins.
+    main_line  bigint,
     tenant_id  text COLLATE "C" NOT NULL,
     thread_id  text COLLATE "C" NOT NULL
 );
@@ -59,8 +61,12 @@ CREATE TABLE haive.piece (
 -- order, so pages of indexes are filled up; those of pieces do not, and would be split when they are full.
 CREATE TABLE haive.checkpoint (
     thread_key    uuid NOT NULL,
-    -- BLAKE2b-64 of branch and namespace.
+    -- BLAKE2b-64 of the namespace, XOR the line.
     ns_key        bigint NOT NULL,
+    -- NULL on the line 0, where a thread begins.
+    line_no       bigint,
+    -- Of a parent on another line; NULL if it is ns_key.
+    parent_ns_key bigint,
     -- BLAKE2b-64 of metadata's run_id (keyed where the tenant seals), for delete_for_runs.
     run_key       bigint,
     -- 3 bytes of the tenant's BLAKE2b, then 5 of checkpoint_id (of a UUID of version 6, a tenth of a second).

@@ -1,6 +1,6 @@
 -- Queries of the checkpointer. Rows of the reading ones share one shape, so that a checkpoint and all
 -- that belongs to it come in one round trip:
---   kind 't' thread      number = epoch
+--   kind 't' thread      number = epoch, payload = what `main` means if it was moved (8 bytes)
 --   kind 'c' checkpoint  id, number = depth, other = parent's id, payload = body
 --   kind 'w' write       id of its checkpoint, number = write_no, payload
 --   kind 's' sequence    number = piece_no, payload: a sequence piece that a checkpoint or write names
@@ -47,15 +47,15 @@ SELECT %(thread)s, p.piece_no, %(tenant)s, p.payload
 FROM held, /* pieces */ AS p (piece_no, payload) WHERE p.piece_no <> 0
 
 -- part: checkpoint
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
-SELECT %(thread)s, %(ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s
+INSERT INTO haive.checkpoint (thread_key, ns_key, line_no, parent_ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+SELECT %(thread)s, %(ns_key)s, %(line_no)s, %(parent_ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s
 
 -- ON CONFLICT costs 48 bytes of WAL per row, so the grouped statements insert checkpoints and writes without it. A row that is
 -- there is sent again alone: its answer was lost, or the checkpoint is put again. Then these parts fill `if_stored`.
 
 -- part: replace_checkpoint
 ON CONFLICT (thread_key, ns_key, checkpoint_id) DO UPDATE
-SET run_key = excluded.run_key, parent_id = excluded.parent_id, sequence_nos = excluded.sequence_nos,
+SET run_key = excluded.run_key, parent_id = excluded.parent_id, parent_ns_key = excluded.parent_ns_key, sequence_nos = excluded.sequence_nos,
     signature_1 = excluded.signature_1, signature_2 = excluded.signature_2, body = excluded.body
 
 -- part: replace_write
@@ -119,7 +119,7 @@ WITH held AS MATERIALIZED (SELECT 1 FROM /* lock_thread_shared */), pieces AS (/
 -- name: epoch
 -- plan: generic
 -- The thread's epoch, no row if it is not stored.
-SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
+SELECT /* epoch_now */, main_line FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- part: writes
 -- The pending writes of the checkpoints `c`. LATERAL with OFFSET 0 keeps the planner to the primary key, without statistics too.
@@ -138,7 +138,7 @@ UNION ALL (SELECT 'p', NULL, piece_no, NULL, payload FROM haive.piece
 
 -- part: rows
 -- slot: more
-SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, NULL::bytea FROM haive.thread t
+SELECT 't', NULL::bytea, /* epoch_now */, NULL::bytea, int8send(t.main_line) FROM haive.thread t
 WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s
 UNION ALL SELECT 'c', checkpoint_id, depth, parent_id, body FROM c
 UNION ALL SELECT 'w', checkpoint_id, write_no, NULL, payload FROM w
@@ -234,7 +234,7 @@ WHERE t.thread_key = %(thread)s AND t.tenant_id = %(tenant)s AND /* epoch_now */
 -- that of the thread; the checkpoints come last, in the order of the page.
 
 -- part: columns
-SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
+SELECT thread_key, ns_key, checkpoint_id, line_no, parent_id, sequence_nos, body FROM haive.checkpoint
 
 -- part: has_signature
 -- Fills `signature_check` if there is a filter: what has not all these bits does not match. The metadata decides.
@@ -260,12 +260,12 @@ w AS MATERIALIZED (
     SELECT DISTINCT thread_key, unnest(sequence_nos) AS piece_no FROM (
         SELECT thread_key, sequence_nos FROM page UNION ALL SELECT thread_key, sequence_nos FROM w) AS named
 )
-SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, /* epoch_now */, NULL::bytea, t.thread_id, NULL::bytea
+SELECT 't', t.thread_key, NULL::bigint, NULL::bytea, /* epoch_now */, NULL::bytea, t.thread_id, int8send(t.main_line)
 FROM haive.thread t WHERE t.tenant_id = %(tenant)s AND t.thread_key IN (SELECT thread_key FROM page)
 UNION ALL SELECT 's', f.thread_key, NULL, NULL, f.piece_no, NULL, NULL, p.payload
 FROM f JOIN haive.piece p ON p.thread_key = f.thread_key AND p.piece_no = f.piece_no AND p.tenant_id = %(tenant)s
 UNION ALL SELECT 'w', thread_key, ns_key, checkpoint_id, write_no, NULL, NULL, payload FROM w
-UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, 0, parent_id, NULL, body
+UNION ALL (SELECT 'c', thread_key, ns_key, checkpoint_id, COALESCE(line_no, 0), parent_id, NULL, body
            FROM page ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC)
 
 -- name: list_namespace
@@ -281,7 +281,7 @@ WITH page AS MATERIALIZED (
 -- A page of one thread's checkpoints, newest first.
 WITH page AS MATERIALIZED (
     /* columns */
-    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND /* wanted */
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND line_no IS NULL AND /* wanted */
       AND (%(after_id)s::bytea IS NULL OR (checkpoint_id, ns_key) < (%(after_id)s, %(after_ns)s::bigint))
     ORDER BY checkpoint_id DESC, ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
@@ -290,7 +290,7 @@ WITH page AS MATERIALIZED (
 -- One checkpoint in whichever namespaces of a thread have it.
 WITH page AS MATERIALIZED (
     /* columns */
-    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND checkpoint_id = %(id)s AND /* wanted */
+    WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND line_no IS NULL AND checkpoint_id = %(id)s AND /* wanted */
       AND (%(ns_key)s::bigint IS NULL OR ns_key = %(ns_key)s)
       AND (%(after_id)s::bytea IS NULL OR ns_key < %(after_ns)s::bigint)
     ORDER BY ns_key DESC LIMIT %(limit)s
@@ -307,7 +307,7 @@ SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', '
 -- A page of all the tenant's checkpoints, newest first: the order of its index. Of those with the same listing key the
 -- id decides, so all of them are read.
 WITH page AS MATERIALIZED (
-    SELECT thread_key, ns_key, checkpoint_id, parent_id, sequence_nos, body FROM (
+    SELECT thread_key, ns_key, checkpoint_id, line_no, parent_id, sequence_nos, body FROM (
         SELECT * FROM haive.checkpoint
         WHERE /* wanted */ AND listing_key BETWEEN %(first_key)s AND %(last_key)s
           AND (%(after_id)s::bytea IS NULL
@@ -316,7 +316,7 @@ WITH page AS MATERIALIZED (
     ORDER BY checkpoint_id DESC, thread_key DESC, ns_key DESC LIMIT %(limit)s
 ), /* all_of_page */;
 
--- Four statements delete threads, each with its own snapshot: the first waits for writers that hold the row, and the
+-- Six statements delete threads, each with its own snapshot: the first waits for writers that hold the row, and the
 -- others see what those committed. A thread may be created again in between; then all of its rows are new, and stay.
 
 -- name: delete_thread
@@ -338,13 +338,21 @@ DELETE FROM haive.checkpoint WHERE thread_key = /* gone */ AND tenant_id = %(ten
 -- All pending writes of the threads that are gone.
 DELETE FROM haive.pending_write WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
 
+-- name: delete_refs_of
+-- All branches and tags of the threads that are gone.
+DELETE FROM haive.ref WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
+
+-- name: delete_operations_of
+-- The logs of the threads that are gone.
+DELETE FROM haive.operation WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
+
 -- name: delete_pieces_of
 -- All pieces of the threads that are gone.
 DELETE FROM haive.piece WHERE thread_key = /* gone */ AND tenant_id = %(tenant)s;
 
 -- name: lock_thread
 -- Take the thread for ourselves until the transaction ends.
-SELECT /* epoch_now */ FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s FOR UPDATE;
+SELECT /* epoch_now */, main_line FROM haive.thread t WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s FOR UPDATE;
 
 -- name: next_epoch
 -- Make what others know of the thread stale.
@@ -352,7 +360,7 @@ UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND tena
 
 -- name: all_checkpoints
 -- Every checkpoint of a thread, newest first.
-SELECT ns_key, checkpoint_id, parent_id, sequence_nos, body FROM haive.checkpoint
+SELECT ns_key, checkpoint_id, parent_id, parent_ns_key, body FROM haive.checkpoint
 WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s ORDER BY ns_key, checkpoint_id DESC;
 
 -- name: all_writes
@@ -383,9 +391,9 @@ WHERE w.thread_key = %(thread)s AND w.tenant_id = %(tenant)s AND w.ns_key = k.ns
 
 -- name: set_parents
 -- Checkpoints whose parent is gone get the nearest ancestor that is left, or none. A sealed body says it too: it comes resealed.
-UPDATE haive.checkpoint c SET parent_id = k.parent_id, body = COALESCE(k.body, c.body)
-FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(bodies)s::bytea[])
-    AS k (ns_key, checkpoint_id, parent_id, body)
+UPDATE haive.checkpoint c SET parent_id = k.parent_id, parent_ns_key = k.parent_ns_key, body = COALESCE(k.body, c.body)
+FROM unnest(%(child_ns_keys)s::bigint[], %(child_ids)s::bytea[], %(parents)s::bytea[], %(parent_ns_keys)s::bigint[], %(bodies)s::bytea[])
+    AS k (ns_key, checkpoint_id, parent_id, parent_ns_key, body)
 WHERE c.thread_key = %(thread)s AND c.tenant_id = %(tenant)s AND c.ns_key = k.ns_key AND c.checkpoint_id = k.checkpoint_id;
 
 -- name: delete_pieces_outside
@@ -417,8 +425,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: copy_checkpoints
 -- A thread's checkpoints, to another thread.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
-SELECT %(target)s, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body
+INSERT INTO haive.checkpoint (thread_key, ns_key, line_no, parent_ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+SELECT %(target)s, ns_key, line_no, parent_ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s
 /* replace_checkpoint */;
 
@@ -431,7 +439,7 @@ ON CONFLICT (thread_key, checkpoint_id, write_no) DO NOTHING;
 
 -- name: whole_checkpoints
 -- Every checkpoint of a thread with all its columns.
-SELECT ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, sequence_nos, body
+SELECT ns_key, line_no, parent_ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, sequence_nos, body
 FROM haive.checkpoint WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
 
 -- name: insert_pieces
@@ -441,8 +449,8 @@ ON CONFLICT (thread_key, piece_no) DO NOTHING;
 
 -- name: insert_checkpoints
 -- One checkpoint of a copy.
-INSERT INTO haive.checkpoint (thread_key, ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
-VALUES (%(target)s, %(ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s)
+INSERT INTO haive.checkpoint (thread_key, ns_key, line_no, parent_ns_key, run_key, listing_key, signature_1, signature_2, checkpoint_id, parent_id, tenant_id, sequence_nos, body)
+VALUES (%(target)s, %(ns_key)s, %(line_no)s, %(parent_ns_key)s, %(run_key)s, %(listing_key)s, %(signature_1)s, %(signature_2)s, %(id)s, %(parent)s, %(tenant)s, %(sequence_nos)s, %(body)s)
 /* replace_checkpoint */;
 
 -- name: insert_writes
@@ -486,7 +494,7 @@ WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(payload, 1, 
 
 -- name: plaintext_checkpoints
 -- A thread's checkpoints in plaintext.
-SELECT haive.written_before(xmin, %(moment)s) AS trusted, ns_key, checkpoint_id, parent_id, body FROM haive.checkpoint
+SELECT haive.written_before(xmin, %(moment)s) AS trusted, ns_key, checkpoint_id, parent_id, parent_ns_key, body FROM haive.checkpoint
 WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND substr(body, 1, 1) < '\x80';
 
 -- name: write_numbers

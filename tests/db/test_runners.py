@@ -381,3 +381,10 @@ def test_citus_is_told_in_every_transaction(
     assert search_path == "SET LOCAL search_path = pg_catalog, pg_temp"
     assert role.startswith("SET LOCAL ROLE ")
     assert tenant == "SET LOCAL haive.tenant = 'default'"
+
+
+@pytest.mark.parametrize("numbers", [[0], [2**60, 0], [-1], [1, None, -(2**62)]])
+def test_lists_of_any_numbers_follow_one_another(database: Database, numbers: list[int | None]) -> None:
+    query = Query("SELECT %(numbers)s::bigint[]")
+    for sent in ([0], numbers, [2**40], numbers):
+        assert run_sync(database.blocking.fetch_all(query, {"numbers": sent})) == [(sent,)]

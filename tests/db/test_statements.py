@@ -71,6 +71,12 @@ def texts(room: str) -> list[tuple[str, str]]:
         for name in ("list_all", "list_thread", "list_namespace", "list_one"):
             for check in ("", queries.part("has_signature")):
                 found.append((name, queries.render(name, signature_check=check)))
+    elif room == "versions":
+        for guard in ("", queries.part("tenant_has_no_data_key")):
+            found.append(("create_branch", queries.render("create_branch", data_key_check=guard)))
+        for name in ("view_namespace", "view_thread"):
+            for check in ("", queries.part("has_signature")):
+                found.append((name, queries.render(name, signature_check=check)))
     elif room == "store":
         found += store_texts(queries)
     assert {name for name, _ in found} == set(queries.templates), "texts that this test does not know"
@@ -158,11 +164,17 @@ def test_dear_plans_are_not_compiled(planner: Connection[Any], room: str) -> Non
 
 
 #: Queries about more than one thread, by what they look up instead.
-ACROSS = {"list_all": "listing_key", "threads_of_runs": "run_key"}
+ACROSS = {
+    "list_all": "listing_key",
+    "threads_of_runs": "run_key",
+    "line_of_checkpoint": "listing_key",
+    "checkpoints_by_id": "listing_key",
+}
 
 
-def test_the_checkpointer_looks_rows_up_by_their_thread(planner: Connection[Any]) -> None:
-    for name, text in texts("checkpointer"):
+@pytest.mark.parametrize("room", ["checkpointer", "versions"])
+def test_the_checkpointer_looks_rows_up_by_their_thread(planner: Connection[Any], room: str) -> None:
+    for name, text in texts(room):
         for node in scans(planner, text):
             if node["Relation Name"] == "data_key":
                 assert "tenant_id" in node.get("Index Cond", ""), name
@@ -179,6 +191,21 @@ def use_everything(saver: Checkpointer, store: PostgresStore, *, filters: bool) 
     for config in (None, thread(), first, {"configurable": {"thread_id": "t"}}):
         list(saver.list(config, filter={"user": "ann"}, limit=2))
         list(saver.list(config, before=first))
+    versions = saver.blocking
+    branch = versions.create_branch(first, "branch")
+    versions.create_tag("branch", "tag", thread_id="t")
+    put(saver, {"messages": list(range(22)), "n": 3}, saver.get_tuple(branch.config).config, user="ann")
+    for config in (branch.config, first | {"configurable": first["configurable"] | {"branch": "branch"}}):
+        list(saver.list(config, filter={"user": "ann"}, limit=2))
+        saver.get_delta_channel_history(config=config, channels=["messages"])
+    versions.create_branch(first["configurable"]["checkpoint_id"], "by id", thread_id="t")
+    versions.create_branch(branch, "of a branch")
+    versions.protect_branch("t", "main")
+    versions.protect_branch("t", "main", False)
+    versions.rename_branch("t", "of a branch", "renamed")
+    versions.delete_branch("t", "renamed")
+    versions.delete_tag("t", "tag")
+    versions.branches("t"), versions.tags("t"), versions.log("t")
     saver.copy_thread("t", "copy")
     saver.prune(["t"])
     saver.delete_for_runs(["run"])

@@ -108,7 +108,8 @@ def test_threads_are_sealed_as_they_were(database: Database, plaintext: Callable
 
 
 def in_chunks(database: Database, chunk_bytes: int) -> SealThreads:
-    return SealThreads(with_key(database)._parts.context, chunk_bytes)
+    parts = with_key(database)._parts
+    return SealThreads(parts.context, parts.reads.views.names, chunk_bytes)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 400, 5000])

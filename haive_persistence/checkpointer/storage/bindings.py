@@ -53,23 +53,40 @@ def bindings_of(body: Body) -> Bindings:
     return Bindings(parent_stored, writes)
 
 
-def bindings_for_child(log: ThreadLog, ns_key: int, parent: bytes) -> Bindings:
-    """Return what a checkpoint that is put below `parent` can rely on. Call under the log's lock."""
+def bindings_for_child(
+    log: ThreadLog,
+    ns_key: int,
+    parent: bytes,
+    parent_ns_key: int | None = None,
+    shown_writes: frozenset[int] | None = None,
+) -> Bindings:
+    """Return what a checkpoint that is put below `parent` can rely on. Call under the log's lock.
+
+    Where the parent is on another line: of the writes on that line, the branch shows `shown_writes`
+    (None: all). Further up, a checkpoint's own line says which writes its branch shows.
+    """
     writes: dict[bytes, frozenset[int]] = {}
     named: set[int] = set()
     ancestor: bytes | None = parent
+    at, home = ns_key, ns_key if parent_ns_key is None else parent_ns_key
     for _ in range(MAX_DISTANCE):
         if ancestor is None:
             break
-        unnamed = log.stored_writes.get((ns_key, ancestor), frozenset()) - named
-        if unnamed:
+        stored = log.stored_writes.get((at, ancestor), frozenset())
+        if home != at:
+            of_home = log.stored_writes.get((home, ancestor), frozenset())
+            stored |= of_home if shown_writes is None else of_home & shown_writes
+        shown_writes = frozenset()
+        if unnamed := stored - named:
             writes[ancestor] = frozenset(unnamed)
-        known = log.checkpoints.get((ns_key, ancestor))
+        known = log.checkpoints.get((home, ancestor))
         if known is None:
             break
         named |= known.bound_writes
         ancestor = known.parent
-    return Bindings((ns_key, parent) in log.checkpoints, writes)
+        at, home = home, home if known.parent_ns_key is None else known.parent_ns_key
+    first = ns_key if parent_ns_key is None else parent_ns_key
+    return Bindings((first, parent) in log.checkpoints, writes)
 
 
 def missing_row(body: Body, stored: Mapping[bytes, frozenset[int]]) -> bool:

@@ -72,6 +72,7 @@ class KnownCheckpoint(NamedTuple):
     manifests: dict[str, Any]
     base: int
     parent: bytes | None = None
+    parent_ns_key: int | None = None  # of a parent on another line
     bound_writes: frozenset[int] = frozenset()  # of its ancestors, which it names: see `bindings.py`
 
 
@@ -101,14 +102,17 @@ class ThreadLog:
         "is_spared",
         "known",
         "lock",
+        "main_line",
         "next_numbers",
         "pieces",
+        "placed",
         "runs",
         "sequences",
         "snapshots",
         "stored_writes",
         "unacknowledged",
         "unopened",
+        "views",
     )
 
     def __init__(self, epoch: int | None) -> None:
@@ -138,6 +142,9 @@ class ThreadLog:
         self.ancestries: dict[int, Any] = {}  # by namespace: see `ancestry.py`
         # Of sealed threads: the pending writes known to be stored, by namespace and checkpoint.
         self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
+        self.main_line: int | None = None  # what `main` means: None is the line on which the thread began
+        self.views: dict[Any, Any] = {}  # what branches show, by their names: see `versions/`
+        self.placed: dict[tuple[int, bytes], int] = {}  # lines of checkpoints that are put on branches
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0  # by what `evict_payloads` evicts

@@ -110,6 +110,7 @@ class Body(NamedTuple):
     parent: bytes | None  # set only in sealed threads: the checkpoint cannot be given another parent
     packed_ns: str | list[bytes]  # the namespace's name; with UUIDs in it, the parts of `pack_uuids`
     bound: list[Any] | None  # see `bindings.py`; only in sealed threads
+    parent_ns_key: int | None  # of a parent on another line; only in sealed threads
 
     @property
     def template(self) -> int:
@@ -135,7 +136,7 @@ class Body(NamedTuple):
 
 
 _VERSIONS = slice(5, 7)  # versions, seen
-_USUAL_END: tuple[Any, ...] = (None, "", None, [])  # the last fields, the last one first: bound, …, extra
+_USUAL_END: tuple[Any, ...] = (None, None, "", None, [])  # the last fields, the last one first: …, extra
 
 
 def _pack_versions(versions: list[Any], seen: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
@@ -209,6 +210,7 @@ def encode_checkpoint(
         parent=None,
         packed_ns=_packed(new.ns),
         bound=None,
+        parent_ns_key=None,
     )
     return body, KnownCheckpoint(dict(versions), manifests, batch.base)
 
