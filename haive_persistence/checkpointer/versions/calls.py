@@ -67,13 +67,19 @@ class VersionCalls:
             db, from_checkpoint, branch_name, metadata or {}, Said(by, why), thread_id
         )
 
-    async def branches(self, thread_id: Any) -> Sequence[Branch]:
+    async def branches(self, thread_id: Any, *, unnamed: bool = False) -> Sequence[Branch]:
         """Return the branches of a thread, `main` first, then by when they were made.
+
+        Args:
+            thread_id: The thread.
+            unnamed: Whether to include lines that have no name any more, because their branch was deleted or
+                moved elsewhere. They are called "@" and a number, and read and run by that name.
 
         Raises:
             NotFoundError: If there is no such thread.
         """
-        return await self._parts.versions.refs.branches(self._database.asynchronous, thread_id)
+        db = self._database.asynchronous
+        return await self._parts.versions.refs.branches(db, thread_id, unnamed=unnamed)
 
     async def rename_branch(
         self, thread_id: Any, name: str, new_name: str, *, by: str | None = None, why: str | None = None
@@ -329,9 +335,9 @@ class BlockingVersions:
             )
         )
 
-    def branches(self, thread_id: Any) -> Sequence[Branch]:
+    def branches(self, thread_id: Any, *, unnamed: bool = False) -> Sequence[Branch]:
         """Do what `Checkpointer.branches` does."""
-        return run_sync(self._versions.refs.branches(self._db, thread_id))
+        return run_sync(self._versions.refs.branches(self._db, thread_id, unnamed=unnamed))
 
     def rename_branch(
         self, thread_id: Any, name: str, new_name: str, *, by: str | None = None, why: str | None = None

@@ -187,7 +187,7 @@ class Moves:
     async def _point(
         self, locked: Locked, name: str, before: Mapping[str, Any], wanted: Mapping[str, Any]
     ) -> Fields:
-        """Let a name mean a head: on its line if that is still the line's latest, else on a new line.
+        """Let a name mean a head: on its line if that has no name and went no further, else on a new line.
 
         Raises:
             ProtectedError: If the branch is protected.
@@ -199,9 +199,10 @@ class Moves:
         view = await self._view(locked, None, wanted["line"])
         latest = await self._views.home_of(locked.tx, self._on(locked, None), view)
         is_latest = latest is not None and decode_id(latest[0]) == wanted["head"]
-        if wanted["head"] is None or (is_latest and wanted["line"] != before["line"]):
-            line = await self._rows.by_no(locked, wanted["line"])
-        else:
+        line = await self._rows.by_no(locked, wanted["line"])
+        # Two names for one line would move together.
+        is_nameless = line.name_key is None and line.ref_no != (locked.main_line or FIRST_LINE)
+        if wanted["head"] is not None and not (is_latest and is_nameless):
             line = await self._new_line(locked, name, view, wanted["head"])
         await self._name(locked, name, present, line)
         return {"line": line.ref_no, "head": wanted["head"]}

@@ -19,7 +19,7 @@ from haive_persistence.checkpointer.versions.ref_records import (
     Ref,
     open_operation,
 )
-from haive_persistence.checkpointer.versions.ref_rows import Locked, RefRows, taken
+from haive_persistence.checkpointer.versions.ref_rows import FIRST, Locked, RefRows, taken
 from haive_persistence.checkpointer.versions.views import ViewChanged, Views
 from haive_persistence.db.protocol import Db, Statement
 from haive_persistence.errors import (
@@ -286,7 +286,7 @@ class Refs:
 
     # --- list
 
-    async def branches(self, db: Db, thread_id: object) -> list[Branch]:
+    async def branches(self, db: Db, thread_id: object, *, unnamed: bool) -> list[Branch]:
         """The branches of a thread, `main` first, then by when they were made."""
         address = self._rows.thread(thread_id)
         main_line, refs = await self._rows.all(db, address)
@@ -299,7 +299,14 @@ class Refs:
             base=base,
             is_protected=first is not None and first.is_protected,
         )
-        named = sorted((ref for ref in by_no.values() if ref.is_named), key=lambda ref: str(ref.created_at))
+        by_no.pop(main_line or FIRST_LINE, None)
+        if unnamed and main_line:
+            by_no.setdefault(FIRST_LINE, FIRST)
+        shown = sorted(
+            (ref for ref in by_no.values() if unnamed or ref.is_named),
+            key=lambda ref: str(ref.created_at or ""),
+        )
+        named = [ref if ref.is_named else ref._replace(name=line_name(ref.ref_no)) for ref in shown]
         return [main, *(_branch(ref, thread_id) for ref in named)]
 
     async def tags(self, db: Db, thread_id: object) -> list[Tag]:

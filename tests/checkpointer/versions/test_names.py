@@ -384,6 +384,37 @@ def test_a_run_that_is_under_way_does_not_move_a_restored_branch(
     assert (undo.kind, undo.name, undo.details["operation"]) == ("undo", "main", restore.id)
 
 
+def test_main_restored_to_the_head_of_a_branch_moves_by_itself(saver: Checkpointer) -> None:
+    first = store(saver, {"n": 1})
+    store(saver, {"n": 2}, first)
+    saver.blocking.create_branch(first, "b")
+    third = store(saver, {"n": 3}, on("b", checkpoint_id=id_of(first)))
+    saver.blocking.restore(
+        {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": id_of(third)}}
+    )
+    assert values_of(saver) == {"n": 3}
+    store(saver, {"n": 4}, thread(checkpoint_id=id_of(third)))
+    assert (values_of(saver), values_of(saver, on("b"))) == ({"n": 4}, {"n": 3})
+    saver.blocking.undo("t")
+    assert values_of(saver) == {"n": 2}
+
+
+def test_lines_without_a_name_are_listed_and_read(saver: Checkpointer) -> None:
+    first = store(saver, {"n": 1})
+    store(saver, {"n": 2}, first)
+    saver.blocking.create_branch(first, "b")
+    store(saver, {"n": 3}, on("b", checkpoint_id=id_of(first)))
+    saver.blocking.restore(first)
+    saver.blocking.delete_branch("t", "b")
+    assert [b.name for b in saver.blocking.branches("t")] == ["main"]
+    main, *unnamed = saver.blocking.branches("t", unnamed=True)
+    assert values_of(saver, main.config) == {"n": 1}
+    assert [values_of(saver, b.config)["n"] for b in unnamed] == [2, 3]
+    assert next(b.name for b in unnamed) == "@0"
+    again = saver.blocking.create_branch(unnamed[1], "b")
+    assert values_of(saver, again.config) == {"n": 3}
+
+
 def test_each_operation_is_undone_and_that_too(saver: Checkpointer) -> None:
     config = store(saver, {"n": 1})
     blocking = saver.blocking
