@@ -55,6 +55,17 @@ class _Thread(NamedTuple):
     def line_numbers(self) -> set[int]:
         return {FIRST_LINE, *self.lines()}
 
+    def beside(self) -> dict[CheckpointKey, list[StoredCheckpoint]]:
+        """Of each place of `orphans`, the checkpoints of its namespace and id, on whichever lines."""
+        by_id: defaultdict[bytes, list[StoredCheckpoint]] = defaultdict(list)
+        for s in self.checkpoints:
+            by_id[s.id].append(s)
+        lines = self.line_numbers()
+        return {
+            (key, id_): [s for s in by_id[id_] if ns_key(s.body.ns) ^ key in lines]
+            for key, id_ in self.orphans
+        }
+
     def views(self) -> list[View]:
         """The views of all names: of `main`, of each branch, and of a branch that would start at each tag."""
         lines = self.lines()
@@ -263,20 +274,9 @@ def _orphans_to_delete(
     thread: _Thread, kept: Iterable[StoredCheckpoint], to_delete: set[CheckpointKey]
 ) -> set[CheckpointKey]:
     """Places where a branch has pending writes at a checkpoint of another line that goes."""
-    lines = thread.line_numbers()
     stays = {s.key for s in kept}
-
-    def on_lines(place: CheckpointKey) -> Iterator[CheckpointKey]:
-        ns_key, id_ = place
-        for one in lines:
-            for other in lines:
-                yield ns_key ^ one ^ other, id_
-
-    return {
-        place
-        for place in thread.orphans
-        if any(p in to_delete for p in on_lines(place)) and not any(p in stays for p in on_lines(place))
-    }
+    found = {place: {s.key for s in there} for place, there in thread.beside().items()}
+    return {place for place, keys in found.items() if keys & to_delete and not keys & stays}
 
 
 def _new_parents(
@@ -372,17 +372,18 @@ def _check_lines(thread: _Thread) -> None:
 
     All lines together: a checkpoint may rely on rows of the lines that its own starts from.
     """
-    lines = thread.line_numbers()
     namespaces: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
     for s in thread.checkpoints:
         line = namespaces[ns_key(s.body.ns)]
         there = line.get(s.id)
         line[s.id] = s if there is None else s._replace(writes=[*s.writes, *there.writes])
-    for (key, id_), writes in thread.orphans.items():
-        for line_no in lines:
-            found = namespaces.get(key ^ line_no, {}).get(id_)
-            if found is not None:
-                namespaces[key ^ line_no][id_] = found._replace(writes=[*found.writes, *writes])
+    added: defaultdict[CheckpointKey, list[records.Write]] = defaultdict(list)
+    for place, beside in thread.beside().items():
+        if beside:
+            added[ns_key(beside[0].body.ns), place[1]] += thread.orphans[place]
+    for (namespace, id_), writes in added.items():
+        found = namespaces[namespace][id_]
+        namespaces[namespace][id_] = found._replace(writes=[*found.writes, *writes])
     for line in namespaces.values():
         thread.reader.check_ancestors(line.values(), line.values(), ended=True)
 
