@@ -146,7 +146,7 @@ class DeltaHistory:
         with no_garbage_collection():
             reader, stored = self._reads.open(rows, address, codec)
         if reader is not None and reader.log.main_line is not None:
-            raise ViewChanged
+            raise ViewChanged(reader.log.epoch or 0)
         if reader is None or not stored:
             return None
         states = {row[0]: row[2] for row in rows if row[0] in {"f", "g"}}

@@ -35,7 +35,8 @@ from haive_persistence.checkpointer.thread_reader import (
     no_garbage_collection,
     open_rows,
 )
-from haive_persistence.checkpointer.versions.lines import View
+from haive_persistence.checkpointer.versions.lines import FIRST_LINE, Line, View
+from haive_persistence.checkpointer.versions.views import Position as PlaceInView
 from haive_persistence.checkpointer.versions.views import ViewChanged, Views
 from haive_persistence.db.protocol import Db, Query, Row, Statement
 from haive_persistence.errors import CodecError, ConflictError, DecodeError, TamperedError, WrongKeyError
@@ -108,7 +109,7 @@ class Reads:
             rows = await db.fetch_all(query, params, idempotent=True)
             reader, stored = self.open(rows, address, codec)
             if reader is not None and reader.log.main_line is not None:
-                raise ViewChanged
+                raise ViewChanged(reader.log.epoch or 0)
             if reader is None or not stored:
                 return None
             try:
@@ -181,7 +182,7 @@ class Reads:
         if config is not None:
             view = await self.views.names.view(db, Address(config, self._context.tenant))
             if view is not None:
-                async for found in self._list_view(db, config, view, filter, params, left):
+                async for found in self._list_view(db, config, view, filter, params, left, None):
                     yield found
                 return
         queries = self._context.queries
@@ -197,12 +198,24 @@ class Reads:
             wanted = most if left is None or (filter and signature is None) else min(most, left)
             try:
                 page, size = await self._fitting_page(db, listing, {**params, "limit": wanted})
-            except ViewChanged:  # `main` was moved
-                if config is None or params["after_id"] is not None:
+            except ViewChanged as changed:  # `main` was moved
+                if config is None:
                     raise
-                async for found in self.list(db, config, filter=filter, before=before, limit=limit):
-                    yield found
+                after, view = None, await self.views.names.ask(db, Address(config, self._context.tenant))
+                if params["after_id"] is not None:  # goes on along the line where it began
+                    after = PlaceInView(0, params["after_id"], params["after_ns"])
+                    view = View(changed.epoch, (Line(FIRST_LINE),))
+                if view is not None:
+                    async for found in self._list_view(db, config, view, filter, params, left, after):
+                        yield found
                 return
+            if page.last is None and config is not None and params["after_id"] is None:
+                # Nothing on the first line: `main` may mean another one, of which no row told.
+                view = await self.views.names.ask(db, Address(config, self._context.tenant))
+                if view is not None:
+                    async for found in self._list_view(db, config, view, filter, params, left, None):
+                        yield found
+                    return
             largest = size if size < wanted else largest
             most = min(2 * most, largest)
             for found in page.tuples:
@@ -233,19 +246,34 @@ class Reads:
         filter: Mapping[str, Any] | None,
         params: Mapping[str, Any],
         limit: int | None,
+        after: PlaceInView | None,
     ) -> AsyncIterator[CheckpointTuple]:
+        """A listing through a branch, from its start or after a place on the line where it began."""
         address = Address(config, self._context.tenant)
-        async for found in self.views.list(
-            db,
-            address,
-            view,
-            all_namespaces=config["configurable"].get("checkpoint_ns") is None,
-            filter=filter,
-            before=params["before"],
-            signature=await self._signature(db, filter) if filter else None,
-            limit=limit,
-        ):
-            yield found
+        signature = await self._signature(db, filter) if filter else None
+        for _ in range(ATTEMPTS):
+            try:
+                async for found in self.views.list(
+                    db,
+                    address,
+                    view,
+                    all_namespaces=config["configurable"].get("checkpoint_ns") is None,
+                    filter=filter,
+                    before=params["before"],
+                    signature=signature,
+                    limit=limit,
+                    after=after,
+                ):
+                    yield found
+                return
+            except ViewChanged:  # nothing was listed yet
+                now = await self.views.names.ask(db, address)
+                if now is None:
+                    return
+                view = now
+        raise ConflictError(
+            f"the branches of thread {address.thread_id!r} change faster than they can be read"
+        )
 
     async def _signature(self, db: Db, filter: Mapping[str, Any]) -> dict[str, int] | None:
         await self._context.settle_plaintext(db)
@@ -344,8 +372,9 @@ class Reads:
             )
             last = Position(found[-1].thread, found[-1].ns_key, found[-1].id) if found else None
             size = len(found)
-            if thread_id is not None and any(r.log.main_line is not None for r in readers.values()):
-                raise ViewChanged
+            for reader in readers.values():
+                if thread_id is not None and reader.log.main_line is not None:
+                    raise ViewChanged(reader.log.epoch or 0)
             if thread_id is None:
                 for stored in found:
                     self._check_thread_id(stored.thread, stored.thread_id)

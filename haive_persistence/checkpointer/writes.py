@@ -46,6 +46,7 @@ from haive_persistence.errors import (
     ConflictError,
     EncodeError,
     InvalidInputError,
+    NotFoundError,
     PersistenceError,
 )
 from haive_persistence.keys import Sealing
@@ -349,7 +350,8 @@ class Writes:
     async def _refresh(self, db: Db, address: Address, log: ThreadLog) -> ThreadLog:
         thread, cache = address.thread.bytes, self._context.cache
         if address.checkpoint_id is not None:  # and know what is shared with it: it need not be sent again
-            with contextlib.suppress(CodecError):  # damaged: what is put now is whole by itself
+            # Damaged, or on a branch that has no name any more: what is put now is whole by itself.
+            with contextlib.suppress(CodecError, NotFoundError):
                 await self._reads.get_tuple(db, address.config(address.checkpoint_id))
                 return cache.of(thread)
         row = await db.fetch_one(self._context.queries["epoch"], {"thread": address.thread}, idempotent=True)

@@ -144,7 +144,8 @@ class ThreadLog:
         self.stored_writes: dict[tuple[int, bytes], frozenset[int]] = {}
         self.main_line: int | None = None  # what `main` means: None is the line on which the thread began
         self.views: dict[Any, Any] = {}  # what branches show, by their names: see `versions/`
-        self.placed: dict[tuple[int, bytes], int] = {}  # lines of checkpoints that are put on branches
+        # Lines of checkpoints that are put on branches, by namespace and id. A custom id may be on several.
+        self.placed: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self.clock = 0  # microseconds since 1970: the time of the latest write seen
         self.delta_depth = DELTA_PAGE  # enough for the last look
         self.bytes_held = 0  # by what `evict_payloads` evicts

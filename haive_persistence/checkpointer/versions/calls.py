@@ -84,7 +84,9 @@ class VersionCalls:
     async def rename_branch(
         self, thread_id: Any, name: str, new_name: str, *, by: str | None = None, why: str | None = None
     ) -> Branch:
-        """Give a branch another name. Runs on it that are under way go on.
+        """Give a branch another name. Runs on it that have put something go on.
+
+        The old name is not found any more.
 
         Args:
             thread_id: The thread.

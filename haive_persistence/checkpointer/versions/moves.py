@@ -10,7 +10,14 @@ from typing import Any
 from langgraph.checkpoint.base.id import uuid6
 
 from haive_persistence.checkpointer.context import TenantContext
-from haive_persistence.checkpointer.ids import ROOT_NS_KEY, Address, decode_id, encode_id, shown
+from haive_persistence.checkpointer.ids import (
+    ROOT_NS_KEY,
+    Address,
+    decode_id,
+    encode_id,
+    line_name,
+    shown,
+)
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.versions.lines import FIRST_LINE, View
 from haive_persistence.checkpointer.versions.names import MAIN, name_key
@@ -56,15 +63,16 @@ class Moves:
             )
         if validate_schema:
             _check_built(found.checkpoint["channel_values"])
-        now = await self._reads.get_tuple(db, config_of(address.given_thread_id, address.branch))
+        branch = await self._branch_to_move(db, address)
+        now = await self._reads.get_tuple(db, config_of(address.given_thread_id, branch))
 
         async def move(locked: Locked) -> None:
-            before = await self._position(locked, address.branch)
+            before = await self._position(locked, branch)
             line_no = await self._line_showing(locked, before["line"], encode_id(found.checkpoint["id"]))
             wanted = {"line": line_no, "head": found.checkpoint["id"]}
             if before != wanted:
-                after = await self._point(locked, address.branch or MAIN, before, wanted)
-                await self._record(locked, "restore", address.branch or MAIN, said, _moved(before, after))
+                after = await self._point(locked, branch or MAIN, before, wanted)
+                await self._record(locked, "restore", branch or MAIN, said, _moved(before, after))
 
         await self._rows.changing(db, address.given_thread_id, move)
         values = found.checkpoint["channel_values"]
@@ -73,10 +81,27 @@ class Moves:
         return Restored(
             state=values,
             thread_id=address.given_thread_id,
-            branch=address.branch,
+            branch=branch,
             checkpoint_id=found.checkpoint["id"],
             side_effects=calls_since(values.values(), present),
         )
+
+    async def _branch_to_move(self, db: Db, address: Address) -> str | None:
+        """The branch of an address; of a line without a name, the branch that it was part of. None is `main`.
+
+        Raises:
+            InvalidInputError: If there is no such branch any more.
+        """
+        branch = address.branch
+        if branch is not None and branch.startswith("@"):
+            _, refs = await self._rows.all(db, address)
+            name = next((ref.name for ref in refs if line_name(ref.ref_no) == branch), MAIN)
+            if name != MAIN and not any(r.is_named and not r.is_tag and r.name == name for r in refs):
+                raise InvalidInputError(
+                    "the checkpoint is on no branch any more: make one there with create_branch()"
+                )
+            branch = name
+        return None if branch == MAIN else branch
 
     # --- undo
 
@@ -146,7 +171,7 @@ class Moves:
         changed = ref._replace(is_protected=not protected)
         statements = [self._rows.update(locked.codec, locked.address, changed)]
         if ref.ref_no == FIRST_LINE and not locked.main_line:
-            statements.append(self._rows.set_main_line(locked.address, None if protected else FIRST_LINE))
+            statements.append(self._rows.set_main_line(locked.address, FIRST_LINE))
         await locked.tx.batch(statements)
         details = {"protected": not protected}
         return {"kind": "protect_branch", "name": name, "ref": ref.ref_no, "details": details}
@@ -241,8 +266,8 @@ class Moves:
     async def _name(self, locked: Locked, name: str, present: Ref, line: Ref) -> None:
         """Take the name from one line and give it to another."""
         if name == MAIN:
-            main_line = None if line.ref_no == FIRST_LINE else line.ref_no
-            await locked.tx.batch([self._rows.set_main_line(locked.address, main_line)])
+            # Never NULL again: runs that are under way on the line it meant must be placed.
+            await locked.tx.batch([self._rows.set_main_line(locked.address, line.ref_no)])
             return
         codec, address = locked.codec, locked.address
         named = line._replace(name=name, name_key=name_key(codec, name))

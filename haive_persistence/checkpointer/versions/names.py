@@ -67,6 +67,11 @@ class Names:
         known: View | None = None if log is None else log.views.get(branch)
         if known is not None:
             return known
+        return await self.ask(db, address)
+
+    async def ask(self, db: Db, address: Address) -> View | None:
+        """The same, from the database: what is remembered may be stale."""
+        branch = None if address.branch == MAIN else address.branch
         return await self._context.with_all_keys(db, lambda: self.resolve(db, address, branch))
 
     async def resolve(self, db: Db, address: Address, branch: str | None) -> View | None:
@@ -90,7 +95,7 @@ class Names:
         if not lines or lines[-1].base is not None:
             lines.append(Line(FIRST_LINE))
         view = View(epoch, tuple(lines))
-        _remember(log, branch, view)
+        remember_view(log, branch, view)
         return view
 
     async def view_in(
@@ -167,7 +172,8 @@ def _lines(codec: Sealing, thread: uuid.UUID, rows: Sequence[Row]) -> list[Line]
     return lines
 
 
-def _remember(log: ThreadLog, branch: str | None, view: View) -> None:
+def remember_view(log: ThreadLog, branch: str | None, view: View) -> None:
+    """Remember what a name means at the log's epoch."""
     while len(log.views) >= MAX_VIEWS:
         log.views.pop(next(iter(log.views)), None)
     log.views[branch] = view

@@ -8,7 +8,7 @@ from haive_persistence.checkpointer.storage.piece_index import ThreadLog
 from haive_persistence.checkpointer.versions.lines import FIRST_LINE, View
 from haive_persistence.checkpointer.versions.views import ViewChanged, Views
 from haive_persistence.db.protocol import Db
-from haive_persistence.errors import ConflictError, ProtectedError
+from haive_persistence.errors import ConflictError, NotFoundError, ProtectedError
 
 MAX_PLACED = 256  # checkpoints per thread whose line is remembered
 
@@ -31,7 +31,7 @@ class Places:
         """
         for _ in range(ATTEMPTS):
             try:
-                view = await self._views.names.view(db, address)
+                view = await self._view(db, address)
                 if view is None:
                     address.put_on(FIRST_LINE, FIRST_LINE, None)
                     return
@@ -51,6 +51,24 @@ class Places:
             f"the branches of thread {address.thread_id!r} are changed over and over; try again",
             sqlstate=None,
         )
+
+    async def _view(self, db: Db, address: Address) -> View | None:
+        """The view of the branch. A run goes on beside its last checkpoint after the name was taken away.
+
+        Raises:
+            NotFoundError: If there is no such branch, and the checkpoint is not on one either.
+        """
+        try:
+            return await self._views.names.view(db, address)
+        except NotFoundError:
+            id_ = address.checkpoint_id
+            line_no = None if id_ is None else await self._line_in_thread(db, address, id_)
+            if line_no in (None, FIRST_LINE):
+                raise
+            log = self._context.cache.get(address.thread.bytes)
+            if log is not None and log.main_line == line_no:
+                raise
+            return await self._views.names.resolve(db, address, line_name(line_no))
 
     def _put_on(self, address: Address, view: View, home: int, new_id: bytes | None) -> None:
         own = view.own
@@ -82,8 +100,6 @@ class Places:
     async def _line_in_view(self, db: Db, address: Address, view: View, id_: bytes) -> int | None:
         ns = ns_key(address.ns)
         log = self._context.cache.get(address.thread.bytes)
-        if log is not None and (placed := log.placed.get((ns, id_))) is not None:
-            return placed if placed in view.showing(id_, is_root=ns == ROOT_NS_KEY) else None
         if (known := _known_line(log, view, ns, id_)) is not None:
             return known
         await self._views.get_tuple(db, address, view)
@@ -92,8 +108,8 @@ class Places:
     async def _line_in_thread(self, db: Db, address: Address, id_: bytes) -> int | None:
         ns = ns_key(address.ns)
         log = self._context.cache.get(address.thread.bytes)
-        if log is not None and (placed := log.placed.get((ns, id_))) is not None:
-            return placed
+        if log is not None and (placed := log.placed.get((ns, id_))):
+            return placed[-1]
         return await self._views.line_of(db, address, id_)
 
 
@@ -102,10 +118,11 @@ def _known_line(log: ThreadLog | None, view: View, ns: int, id_: bytes) -> int |
     if log is None:
         return None
     lines = view.showing(id_, is_root=ns == ROOT_NS_KEY)
-    return next((line_no for line_no in lines if (ns ^ line_no, id_) in log.checkpoints), None)
+    placed = log.placed.get((ns, id_), ())
+    return next((no for no in lines if no in placed or (ns ^ no, id_) in log.checkpoints), None)
 
 
 def _remember(log: ThreadLog, ns: int, id_: bytes, line_no: int) -> None:
     while len(log.placed) >= MAX_PLACED:
         log.placed.pop(next(iter(log.placed)), None)
-    log.placed[ns, id_] = line_no
+    log.placed[ns, id_] = (*(no for no in log.placed.get((ns, id_), ()) if no != line_no), line_no)

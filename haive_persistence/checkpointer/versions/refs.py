@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from langgraph.checkpoint.base.id import uuid6
 
@@ -13,7 +14,7 @@ from haive_persistence.checkpointer.context import ATTEMPTS, TenantContext
 from haive_persistence.checkpointer.ids import ROOT_NS_KEY, Address, decode_id, line_name
 from haive_persistence.checkpointer.versions.lines import FIRST_LINE, Line, View
 from haive_persistence.checkpointer.versions.locate import Locator
-from haive_persistence.checkpointer.versions.names import MAIN, check_name, name_key
+from haive_persistence.checkpointer.versions.names import MAIN, check_name, name_key, remember_view
 from haive_persistence.checkpointer.versions.records import Branch, Operation, Said, Tag
 from haive_persistence.checkpointer.versions.ref_records import (
     Ref,
@@ -29,6 +30,9 @@ from haive_persistence.errors import (
     ProtectedError,
 )
 from haive_persistence.keys import Sealing
+
+T = TypeVar("T")
+UNIQUE_VIOLATION = "23505"
 
 
 class Start(NamedTuple):
@@ -69,6 +73,11 @@ class Refs:
         address = (await self.locator.locate(db, named, thread_id)).address
         if address.ns:
             raise InvalidInputError("a branch starts at a checkpoint of the graph itself, not of a subgraph")
+        return await self._where_shown(db, address, partial(self._create_branch_at, db, name, metadata, said))
+
+    async def _create_branch_at(
+        self, db: Db, name: str, metadata: Mapping[str, Any], said: Said, address: Address
+    ) -> Branch:
         ref_no = secrets.randbits(62) | 1
         for _ in range(ATTEMPTS):
             try:
@@ -95,13 +104,24 @@ class Refs:
                 metadata=metadata,
             )
             create = self._create_sealed if codec.sealed else self._create
-            made = await create(db, codec, address, epoch, start, ref, said)
+            made = await _unless_taken(create(db, codec, address, epoch, start, ref, said))
             if made is None:
                 made = await self._explain(db, codec, address, ref, epoch)
             if made is not None:
                 self._remember(address, epoch, view, made)
                 return _branch(made, address.given_thread_id)
         raise ConflictError(f"thread {address.thread_id!r} changes over and over; try again", sqlstate=None)
+
+    async def _where_shown(self, db: Db, address: Address, create: Callable[[Address], Awaitable[T]]) -> T:
+        """Create at an address; without a branch, at its checkpoint on whichever line it is."""
+        try:
+            return await create(address)
+        except NotFoundError:
+            id_ = address.checkpoint_id
+            line_no = None if id_ is None or address.branch else await self._views.line_of(db, address, id_)
+            if line_no is None:
+                raise
+        return await create(address.on_branch(line_name(line_no)))
 
     async def _epoch(self, db: Db, address: Address, view: View | None) -> int:
         if view is not None:
@@ -115,7 +135,7 @@ class Refs:
         log = self._context.cache.at_epoch(address.thread.bytes, now[0])
         log.main_line = now[1]
         if now[1] is not None:
-            raise ViewChanged
+            raise ViewChanged(now[0])
         return int(now[0])
 
     async def _start(self, db: Db, address: Address, view: View | None) -> Start:
@@ -200,7 +220,7 @@ class Refs:
         log = self._context.cache.get(address.thread.bytes)
         if log is not None and log.epoch == epoch:
             below = (Line(FIRST_LINE),) if view is None else view.lines
-            log.views[made.name] = View(epoch, (made.line(), *below))
+            remember_view(log, made.name, View(epoch, (made.line(), *below)))
 
     async def create_tag(
         self, db: Db, named: object, name: str, metadata: Mapping[str, Any], said: Said, thread_id: object
@@ -210,6 +230,11 @@ class Refs:
         address = (await self.locator.locate(db, named, thread_id)).address
         if address.ns:
             raise InvalidInputError("a tag names a checkpoint of the graph itself, not of a subgraph")
+        return await self._where_shown(db, address, partial(self._create_tag_at, db, name, metadata, said))
+
+    async def _create_tag_at(
+        self, db: Db, name: str, metadata: Mapping[str, Any], said: Said, address: Address
+    ) -> Tag:
         for _ in range(ATTEMPTS):
             try:
                 view = await self._views.names.view(db, address)
@@ -224,7 +249,9 @@ class Refs:
                 continue
             if found is None:
                 raise NotFoundError(_no_checkpoint(address))
-            made = await self._create_tag(db, codec, address, epoch, found, name, metadata, said)
+            made = await _unless_taken(
+                self._create_tag(db, codec, address, epoch, found, name, metadata, said)
+            )
             if made is not None:
                 return _tag(made, address.given_thread_id, self._branch_of_home(address, view, found[1]))
             self._context.cache.drop(address.thread.bytes)
@@ -380,7 +407,7 @@ class Refs:
             ]  # of the first line, if it has no row yet
             if ref.ref_no == FIRST_LINE:
                 # Readers and writers look at `main` only where the thread's row says there is something.
-                statements.append(self._rows.set_main_line(address, FIRST_LINE if protected else None))
+                statements.append(self._rows.set_main_line(address, FIRST_LINE))
             await locked.tx.batch(statements)
             await self._save(locked, "protect_branch", ref, changed, said, {"protected": protected}, name)
             return changed
@@ -426,6 +453,16 @@ class Refs:
 def _no_checkpoint(address: Address) -> str:
     wanted = "" if address.checkpoint_id is None else f" {decode_id(address.checkpoint_id)!r}"
     return f"there is no checkpoint{wanted} on {address.branch or MAIN!r} of thread {address.thread_id!r}"
+
+
+async def _unless_taken(creating: Awaitable[Ref | None]) -> Ref | None:
+    """Return what was made; None if another process took the name at the same time."""
+    try:
+        return await creating
+    except ConflictError as error:
+        if error.sqlstate == UNIQUE_VIOLATION:
+            return None
+        raise
 
 
 def _not_main(name: str) -> None:

@@ -115,23 +115,37 @@ class Views:
         before: bytes | None,
         signature: Mapping[str, int] | None,
         limit: int | None,
+        after: Position | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """The checkpoints of a view, nearest line first, newest first; read page by page."""
+        """The checkpoints of a view, nearest line first, newest first; read page by page.
+
+        A listing that has begun goes on along its lines, whatever the names mean meanwhile.
+
+        Raises:
+            ViewChanged: If the names may mean something else, before anything is listed.
+        """
         name = "view_thread" if all_namespaces else "view_namespace"
         check = "" if signature is None else self._queries.part("has_signature")
         query = self._queries.render(name, signature_check=check)
         params: dict[str, Any] = {
             "id": address.checkpoint_id,
             "before": before,
-            **_from_start(),
+            **(_from_start() if after is None else _going_on(after)),
             **(signature or {}),
         }
-        left = limit
+        left, has_begun = limit, after is not None
         while left is None or left > 0:
             params["limit"] = PAGE if left is None or filter else min(PAGE, left)
-            page = await self._settled_page(db, query, address, view, view.levels(), params)
+            try:
+                page = await self._settled_page(db, query, address, view, view.levels(), params)
+            except ViewChanged as changed:
+                if not has_begun:
+                    raise
+                view = view._replace(epoch=changed.epoch)
+                continue
             if page.reader is None or page.last is None:
                 return
+            has_begun = True
             with no_garbage_collection():
                 tuples = [page.reader.checkpoint_tuple(stored) for stored in page.stored]
             for found in tuples:
@@ -145,11 +159,8 @@ class Views:
             if page.size < params["limit"]:
                 return
             last = page.last
-            params |= {
-                "after_place": (view.place_of(last.line_no) or 0) + 1,
-                "after_id": last.stored.id,
-                "after_ns": last.stored.ns_key,
-            }
+            place = view.place_of(last.line_no) or 0
+            params |= _going_on(Position(place, last.stored.id, last.stored.ns_key))
 
     async def ancestors(self, db: Db, address: Address, view: View, depth: int) -> ViewPage:
         """A checkpoint and up to `depth` of its ancestors, nearest first, with their pending writes."""
@@ -192,7 +203,7 @@ class Views:
             return ViewPage(None, [], 0, None)
         if epoch != view.epoch:
             self._context.cache.drop(address.thread.bytes)
-            raise ViewChanged
+            raise ViewChanged(epoch)
         reader = self._context.reader(codec, address.thread, epoch)
         found = _open(reader, codec, address, rows)
         missing = reader.needed([f.stored for f in found], want)
@@ -233,9 +244,17 @@ def _chain(stored: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
 class ViewChanged(Exception):
     """The thread is at another epoch than the view: names may mean something else."""
 
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch  # at which the thread is now
+
 
 def _from_start() -> dict[str, Any]:
     return {"after_place": 0, "after_id": ABOVE_ALL_IDS, "after_ns": None}
+
+
+def _going_on(after: Position) -> dict[str, Any]:
+    return {"after_place": after.place + 1, "after_id": after.id, "after_ns": after.ns_key}
 
 
 def _open(reader: ThreadReader, codec: Sealing, address: Address, rows: Sequence[Row]) -> list[_Found]:

@@ -220,20 +220,6 @@ def test_a_protected_branch_takes_nothing(
         store(saver, {"n": 2}, config)
 
 
-def test_a_run_goes_on_when_its_branch_is_deleted(
-    saver: Checkpointer, new_saver: Callable[..., Checkpointer]
-) -> None:
-    first = store(saver, {"n": 1})
-    saver.blocking.create_branch(first, "b")
-    second = store(saver, {"n": 2}, on("b", checkpoint_id=id_of(first)))
-    line = saver.get_tuple(on("b"))
-    assert line is not None
-    new_saver().blocking.delete_branch("t", "b")
-    with pytest.raises(NotFoundError):
-        store(saver, {"n": 3}, second)
-    assert values_of(saver) == {"n": 1}
-
-
 def test_the_log_says_who_did_what(saver: Checkpointer) -> None:
     config = store(saver, {"n": 1})
     blocking = saver.blocking
