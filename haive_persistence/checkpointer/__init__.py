@@ -21,14 +21,16 @@ storage/          how values become rows: pure, no database
 from haive_persistence.checkpointer.config import CheckpointConfig
 from haive_persistence.checkpointer.damage import DamagedCheckpoint, UnsealedCheckpoint
 from haive_persistence.checkpointer.saver import Checkpointer
-from haive_persistence.checkpointer.versions.records import Branch, Operation, Tag
+from haive_persistence.checkpointer.versions.records import Branch, Merge, Operation, Restored, Tag
 
 __all__ = [
     "Branch",
     "CheckpointConfig",
     "Checkpointer",
     "DamagedCheckpoint",
+    "Merge",
     "Operation",
+    "Restored",
     "Tag",
     "UnsealedCheckpoint",
 ]

@@ -293,6 +293,14 @@ class Address:
         address.branch = address.line_no = address.parent_ns_key = address.shown_writes = None
         return address
 
+    def config_or_head(self) -> dict[str, Any]:
+        """The config of the checkpoint, or of the latest one if the address names none."""
+        if self.checkpoint_id is not None:
+            return self.config(self.checkpoint_id)
+        found = self.config(b"")
+        del found["configurable"]["checkpoint_id"]
+        return found
+
     def config(self, checkpoint_id: bytes) -> dict[str, Any]:
         configurable = {
             "thread_id": self.given_thread_id,

@@ -87,6 +87,7 @@ class SharedParts:
         views = Views(context, names)
         reads, seal_threads = Reads(context, self._left_behind(database), views), SealThreads(context, names)
         delta = DeltaHistory(context, reads)
+        writes = Writes(context, reads)
         context.seal_thread = seal_threads.seal_thread
         context.settle_plaintext = seal_threads.settle
         return Parts(
@@ -94,10 +95,10 @@ class SharedParts:
             self._keys,
             context,
             reads,
-            Writes(context, reads),
+            writes,
             delta,
             Retention(context, names),
             Copying(context, names),
             seal_threads,
-            Versions(context, reads, delta),
+            Versions(context, reads, writes, delta),
         )

@@ -19,8 +19,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
 from haive_persistence._awaitable import Settled
+from haive_persistence.checkpointer.channel_versions import next_version
 from haive_persistence.checkpointer.config import CheckpointConfig
-from haive_persistence.checkpointer.ids import shown
 from haive_persistence.checkpointer.parts import Parts, SharedParts
 from haive_persistence.checkpointer.versions.calls import VersionCalls
 from haive_persistence.codec import SafeSerializer
@@ -28,7 +28,7 @@ from haive_persistence.config import LEFT_OUT, EncryptionConfig, PersistenceConf
 from haive_persistence.db import Database, fork_safety
 from haive_persistence.db.opening import Source, open_database
 from haive_persistence.db.protocol import run_sync
-from haive_persistence.errors import ConfigError, InvalidInputError
+from haive_persistence.errors import ConfigError
 from haive_persistence.keys import DataKeys, SealProgress
 
 
@@ -182,14 +182,7 @@ class Checkpointer(VersionCalls, BaseCheckpointSaver[Any]):
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """The version after `current`: the next integer, or text as imported threads have it."""
-        if current is None:
-            return 1
-        if isinstance(current, (int, float)):
-            return current + 1
-        number, _, fraction = current.partition(".") if isinstance(current, str) else ("", "", "")
-        if not number.isdecimal() or len(number) > 100:
-            raise InvalidInputError(f"{shown(current)} is no version of a channel: versions are numbers")
-        return f"{int(number) + 1:032}.{fraction or '0'}"
+        return next_version(current)
 
     def rotate_encryption_key(self) -> int:
         """Wrap this tenant's data keys under the current `encryption_key`. No data is rewritten.

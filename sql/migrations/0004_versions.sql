@@ -11,6 +11,8 @@ CREATE TABLE haive.ref (
     -- The line on which the start was seen, and the one on which it is. Of a tag, the line it is on.
     base_line       bigint,
     home_line       bigint,
+    -- What was merged where the line starts: the line, and with merge_id the checkpoint.
+    merge_line      bigint,
     created_at      timestamptz NOT NULL DEFAULT now(),
     is_tag          boolean NOT NULL,
     is_protected    boolean NOT NULL DEFAULT false,
@@ -23,6 +25,7 @@ CREATE TABLE haive.ref (
     checkpoint_id   bytea,
     -- Checkpoints of subgraphs are shown that are below this.
     cut_id          bytea,
+    merge_id        bytea,
     -- The pending writes at the start that are shown.
     base_writes     bigint[],
     -- The name and the caller's metadata; of a sealed tenant, all of the columns above that say what it means, too.

@@ -4,7 +4,7 @@
 
 -- part: ref_columns
 r.ref_no, r.name_key, r.base_line, r.home_line, r.checkpoint_id, r.cut_id, r.base_writes, r.is_tag, r.is_passed, r.is_protected, r.is_deleted,
-    r.created_at, r.payload
+    r.merge_line, r.merge_id, r.created_at, r.payload
 
 -- name: thread_now
 -- The thread's epoch, and what `main` means.
@@ -193,8 +193,8 @@ UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND tena
 
 -- name: insert_ref
 -- A line with or without a name, or a tag; nothing if it is there.
-INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, payload)
-VALUES (%(thread)s, %(ref_no)s, %(name_key)s, %(base_line)s::bigint, %(home_line)s::bigint, %(is_tag)s, %(is_protected)s, %(is_deleted)s, %(is_passed)s, %(tenant)s, %(checkpoint_id)s, %(cut_id)s, %(base_writes)s, %(payload)s)
+INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, merge_line, merge_id, payload)
+VALUES (%(thread)s, %(ref_no)s, %(name_key)s, %(base_line)s::bigint, %(home_line)s::bigint, %(is_tag)s, %(is_protected)s, %(is_deleted)s, %(is_passed)s, %(tenant)s, %(checkpoint_id)s, %(cut_id)s, %(base_writes)s, %(merge_line)s::bigint, %(merge_id)s::bytea, %(payload)s)
 ON CONFLICT (thread_key, ref_no) DO NOTHING RETURNING created_at;
 
 -- name: update_ref
@@ -223,10 +223,10 @@ WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND operation_id = %(op
 
 -- name: copy_refs
 -- A thread's branches and tags, to another thread. A name that is used there stays as it is: the line is copied without.
-INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, created_at, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, payload)
+INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, created_at, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, merge_line, merge_id, payload)
 SELECT %(target)s, r.ref_no, CASE WHEN EXISTS (
         SELECT FROM haive.ref o WHERE o.thread_key = %(target)s AND o.tenant_id = %(tenant)s AND o.name_key = r.name_key) THEN NULL ELSE r.name_key END,
-    r.base_line, r.home_line, r.created_at, r.is_tag, r.is_protected, r.is_deleted, r.is_passed, r.tenant_id, r.checkpoint_id, r.cut_id, r.base_writes, r.payload
+    r.base_line, r.home_line, r.created_at, r.is_tag, r.is_protected, r.is_deleted, r.is_passed, r.tenant_id, r.checkpoint_id, r.cut_id, r.base_writes, r.merge_line, r.merge_id, r.payload
 FROM haive.ref r WHERE r.thread_key = %(thread)s AND r.tenant_id = %(tenant)s
 ON CONFLICT (thread_key, ref_no) DO NOTHING;
 
@@ -254,6 +254,19 @@ INSERT INTO haive.operation (thread_key, operation_id, tenant_id, payload)
 SELECT %(thread)s, %(operation_id)s, %(tenant)s, %(payload)s
 WHERE EXISTS (SELECT FROM haive.ref WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ref_no = %(ref_no)s)
 ON CONFLICT (thread_key, operation_id) DO NOTHING;
+
+-- name: root_checkpoints
+-- The checkpoints of the graph itself, on all lines, with their parents.
+SELECT COALESCE(line_no, 0), checkpoint_id, COALESCE(parent_ns_key, ns_key) # %(root_key)s::bigint, parent_id FROM haive.checkpoint
+WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s AND ns_key # COALESCE(line_no, 0) = %(root_key)s::bigint
+ORDER BY checkpoint_id;
+
+-- name: namespaces_of_lines
+-- The latest checkpoint of each namespace on some lines, which says the namespace's name.
+SELECT DISTINCT ON (c.ns_key # l.line_no) c.ns_key, c.checkpoint_id, c.parent_id, c.body
+FROM unnest(%(lines)s::bigint[]) AS l (line_no) JOIN haive.checkpoint c ON COALESCE(c.line_no, 0) = l.line_no
+WHERE c.thread_key = %(thread)s AND c.tenant_id = %(tenant)s AND c.ns_key # l.line_no <> %(root_key)s::bigint
+ORDER BY c.ns_key # l.line_no, c.checkpoint_id DESC;
 
 -- name: insert_operation
 -- One operation of a copy.

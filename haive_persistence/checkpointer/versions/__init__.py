@@ -9,6 +9,8 @@ ref_records.py   the rows of `ref` and `operation` (pure)
 ref_rows.py      reading and changing them in transactions
 refs.py          branches and tags: create, list, rename, protect, delete
 moves.py         restore and undo: moving what a name means
+merging.py       merge, cherry-pick, revert, resolve: on stored threads
+ancestry_graph.py  checkpoints, what they were made from, and merge bases (pure)
 comparing.py     differences of stored states
 side_effects.py  tool calls that nothing takes back (pure)
 diff/, merge/    comparing and merging states (pure)

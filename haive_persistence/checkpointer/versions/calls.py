@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from haive_persistence.checkpointer.versions.records import Branch, Operation, Restored, Said, Tag
+from haive_persistence.checkpointer.versions.records import (
+    Branch,
+    Merge,
+    Operation,
+    Restored,
+    Said,
+    Tag,
+    Ways,
+)
 from haive_persistence.db.protocol import run_sync
 
 if TYPE_CHECKING:
     from haive_persistence.checkpointer.parts import Parts
     from haive_persistence.checkpointer.versions.diff import Diff
+    from haive_persistence.checkpointer.versions.merge.drivers import Drivers
+    from haive_persistence.checkpointer.versions.merge.policy import Policy, Rule
     from haive_persistence.checkpointer.versions.parts import Versions
     from haive_persistence.db import Database
 
@@ -311,6 +321,148 @@ class VersionCalls:
             include_details=include_details,
         )
 
+    async def merge(
+        self,
+        thread_id: Any,
+        source: Any,
+        into: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Merge a branch, or a checkpoint, into a branch of the same thread.
+
+        Three-way, from the latest state that both came from. What only one side changed is taken; messages
+        are united by their ids, dicts per key, channels with reducers by them. What both changed in ways that
+        exclude each other is a conflict: the branch's own value stands, and `resolve` decides it any time
+        later. Nothing runs: the merged thread runs on with the nodes that were due on either side.
+
+        Args:
+            thread_id: The thread.
+            source: The branch or tag to merge, a checkpoint's id, or a config.
+            into: The branch that is moved to the result.
+            graph: The compiled graph, for its reducers. Without it values merge by their shape; a thread with
+                a `DeltaChannel` needs it.
+            policy: What decides conflicts: "primary_wins" (of `into`), "secondary_wins", "union", "fail", a
+                callable, or a dict of these by channel path. Without one they are recorded.
+            drivers: How channels merge, instead of the graph's reducers: see docs/design/0007-merge.md.
+            by: Who does it, for the log.
+            why: Why, for the log.
+
+        Returns:
+            The merge, with its conflicts and the tool calls that came in by it.
+
+        Raises:
+            MergeConflictError: If the policy of a conflict is "fail". Nothing was changed.
+            NotFoundError: If there is no such branch or checkpoint, or what is needed of it was pruned.
+            InvalidInputError: If a `DeltaChannel` needs the graph, or an argument is of another kind.
+            ConflictError: If the branch moves faster than it can be merged into: try again.
+        """
+        return await self._parts.versions.merging.merge(
+            self._database.asynchronous, thread_id, source, into, Ways(graph, drivers, policy), Said(by, why)
+        )
+
+    async def resolve(
+        self,
+        merge: Merge,
+        choices: Mapping[Any, Any],
+        *,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Decide conflicts of a merge, on the head of its branch as it is now.
+
+        Args:
+            merge: The merge.
+            choices: For the number of a conflict, or its path ("config.model"): "ours", "theirs", "base", a
+                value, or a callable that takes the `Conflict` and returns one.
+            by: Who does it, for the log.
+            why: Why, for the log.
+
+        Returns:
+            The merge as it is now, with the conflicts that are left.
+
+        Raises:
+            InvalidInputError: If a choice names no conflict, or its place is gone. Nothing was changed.
+        """
+        db = self._database.asynchronous
+        return await self._parts.versions.merging.resolve(db, merge, choices, Said(by, why))
+
+    async def cherry_pick(
+        self,
+        thread_id: Any,
+        checkpoint: Any,
+        onto: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Apply to a branch what one checkpoint changed.
+
+        Args:
+            thread_id: The thread.
+            checkpoint: The checkpoint, named as in `create_branch`; its change is that since its parent.
+            onto: The branch that is moved to the result.
+            graph: As for `merge`.
+            policy: As for `merge`.
+            drivers: As for `merge`.
+            by: Who does it, for the log.
+            why: Why, for the log.
+
+        Returns:
+            The merge, with its conflicts.
+
+        Raises:
+            NotFoundError: If there is no such checkpoint, or its parent was pruned.
+            InvalidInputError: If it has no parent. As for `merge` otherwise.
+        """
+        ways, said = Ways(graph, drivers, policy), Said(by, why)
+        return await self._parts.versions.merging.apply(
+            self._database.asynchronous, thread_id, checkpoint, onto, ways, said, is_revert=False
+        )
+
+    async def revert(
+        self,
+        thread_id: Any,
+        checkpoint: Any,
+        on: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Take back on a branch what one checkpoint changed, and keep what came after it.
+
+        Args:
+            thread_id: The thread.
+            checkpoint: The checkpoint, named as in `create_branch`; its change is that since its parent.
+            on: The branch that is moved to the result.
+            graph: As for `merge`.
+            policy: As for `merge`.
+            drivers: As for `merge`.
+            by: Who does it, for the log.
+            why: Why, for the log.
+
+        Returns:
+            The merge, with its conflicts.
+
+        Raises:
+            NotFoundError: If there is no such checkpoint, or its parent was pruned.
+            InvalidInputError: If it has no parent. As for `merge` otherwise.
+        """
+        ways, said = Ways(graph, drivers, policy), Said(by, why)
+        return await self._parts.versions.merging.apply(
+            self._database.asynchronous, thread_id, checkpoint, on, ways, said, is_revert=True
+        )
+
 
 class BlockingVersions:
     """The calls of `Checkpointer` about branches and tags, for code without an event loop."""
@@ -432,4 +584,67 @@ class BlockingVersions:
             self._versions.comparing.compare(
                 self._db, checkpoint_a, checkpoint_b, thread_id, include_details=include_details
             )
+        )
+
+    def merge(
+        self,
+        thread_id: Any,
+        source: Any,
+        into: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Do what `Checkpointer.merge` does."""
+        ways, said = Ways(graph, drivers, policy), Said(by, why)
+        return run_sync(self._versions.merging.merge(self._db, thread_id, source, into, ways, said))
+
+    def resolve(
+        self,
+        merge: Merge,
+        choices: Mapping[Any, Any],
+        *,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Do what `Checkpointer.resolve` does."""
+        return run_sync(self._versions.merging.resolve(self._db, merge, choices, Said(by, why)))
+
+    def cherry_pick(
+        self,
+        thread_id: Any,
+        checkpoint: Any,
+        onto: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Do what `Checkpointer.cherry_pick` does."""
+        ways, said = Ways(graph, drivers, policy), Said(by, why)
+        return run_sync(
+            self._versions.merging.apply(self._db, thread_id, checkpoint, onto, ways, said, is_revert=False)
+        )
+
+    def revert(
+        self,
+        thread_id: Any,
+        checkpoint: Any,
+        on: str = "main",
+        *,
+        graph: Any | None = None,
+        policy: Policy | Rule | None = None,
+        drivers: Drivers | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> Merge:
+        """Do what `Checkpointer.revert` does."""
+        ways, said = Ways(graph, drivers, policy), Said(by, why)
+        return run_sync(
+            self._versions.merging.apply(self._db, thread_id, checkpoint, on, ways, said, is_revert=True)
         )

@@ -19,6 +19,7 @@ from haive_persistence.checkpointer.ids import (
     shown,
 )
 from haive_persistence.checkpointer.reads import Reads
+from haive_persistence.checkpointer.versions.ancestry_graph import Node
 from haive_persistence.checkpointer.versions.lines import FIRST_LINE, View
 from haive_persistence.checkpointer.versions.names import MAIN, name_key
 from haive_persistence.checkpointer.versions.records import Operation, Restored, Said, config_of
@@ -67,12 +68,12 @@ class Moves:
         now = await self._reads.get_tuple(db, config_of(address.given_thread_id, branch))
 
         async def move(locked: Locked) -> None:
-            before = await self._position(locked, branch)
+            before = await self.position(locked, branch)
             line_no = await self._line_showing(locked, before["line"], encode_id(found.checkpoint["id"]))
             wanted = {"line": line_no, "head": found.checkpoint["id"]}
             if before != wanted:
-                after = await self._point(locked, branch or MAIN, before, wanted)
-                await self._record(locked, "restore", branch or MAIN, said, _moved(before, after))
+                after = await self.point(locked, branch or MAIN, before, wanted)
+                await self.record(locked, "restore", branch or MAIN, said, moved(before, after))
 
         await self._rows.changing(db, address.given_thread_id, move)
         values = found.checkpoint["channel_values"]
@@ -122,7 +123,7 @@ class Moves:
             fields = open_operation(locked.codec, locked.address.thread, row[0], row[2])
             did = await self._revert(locked, fields)
             details = {"operation": str(row[0]), "did": did}
-            id_ = await self._record(locked, "undo", fields["name"], said, details)
+            id_ = await self.record(locked, "undo", fields["name"], said, details)
             (made,) = await locked.tx.fetch_all(
                 self._rows.queries["operation_by_id"], {"thread": locked.address.thread, "operation_id": id_}
             )
@@ -178,16 +179,16 @@ class Moves:
 
     async def _move_back(self, locked: Locked, kind: str, name: str, details: Mapping[str, Any]) -> Fields:
         branch = None if name == MAIN else name
-        before = await self._position(locked, branch)
+        before = await self.position(locked, branch)
         _check_as_left(before["line"] == details["after"]["line"], kind, name)
-        after = await self._point(locked, name, before, details["before"])
-        return {"kind": kind, "name": name, "ref": after["line"], "details": _moved(before, after)}
+        after = await self.point(locked, name, before, details["before"])
+        return {"kind": kind, "name": name, "ref": after["line"], "details": moved(before, after)}
 
     # --- names and positions
 
-    async def _position(self, locked: Locked, branch: str | None) -> Fields:
+    async def position(self, locked: Locked, branch: str | None) -> Fields:
         """The line that a branch means, and its head."""
-        view = await self._view(locked, branch)
+        view = await self.view(locked, branch)
         found = await self._views.home_of(locked.tx, self._on(locked, branch), view)
         return {"line": view.own.no, "head": None if found is None else decode_id(found[0])}
 
@@ -195,12 +196,12 @@ class Moves:
         """A line if it shows a checkpoint, else the one that the checkpoint is on."""
         address = self._on(locked, None)
         address.checkpoint_id = id_
-        if await self._views.home_of(locked.tx, address, await self._view(locked, None, line_no)) is not None:
+        if await self._views.home_of(locked.tx, address, await self.view(locked, None, line_no)) is not None:
             return line_no
         elsewhere = await self._views.line_of(locked.tx, address, id_)
         return line_no if elsewhere is None else elsewhere
 
-    async def _view(self, locked: Locked, branch: str | None, line_no: int | None = None) -> View:
+    async def view(self, locked: Locked, branch: str | None, line_no: int | None = None) -> View:
         return await self._names.view_in(
             locked.tx, locked.codec, locked.address, locked.epoch, locked.main_line, branch, line_no
         )
@@ -209,8 +210,14 @@ class Moves:
         config = config_of(locked.address.given_thread_id, branch)
         return Address(config, self._context.tenant)
 
-    async def _point(
-        self, locked: Locked, name: str, before: Mapping[str, Any], wanted: Mapping[str, Any]
+    async def point(
+        self,
+        locked: Locked,
+        name: str,
+        before: Mapping[str, Any],
+        wanted: Mapping[str, Any],
+        *,
+        may_be_protected: bool = False,
     ) -> Fields:
         """Let a name mean a head: on its line if that has no name and went no further, else on a new line.
 
@@ -219,20 +226,22 @@ class Moves:
             NotFoundError: If the head was pruned.
         """
         present = await self._rows.by_no(locked, before["line"])
-        if present.is_protected:
+        if present.is_protected and not may_be_protected:
             raise ProtectedError(f"branch {name!r} of thread {locked.address.thread_id!r} is protected")
-        view = await self._view(locked, None, wanted["line"])
+        view = await self.view(locked, None, wanted["line"])
         latest = await self._views.home_of(locked.tx, self._on(locked, None), view)
         is_latest = latest is not None and decode_id(latest[0]) == wanted["head"]
         line = await self._rows.by_no(locked, wanted["line"])
         # Two names for one line would move together.
         is_nameless = line.name_key is None and line.ref_no != (locked.main_line or FIRST_LINE)
         if wanted["head"] is not None and not (is_latest and is_nameless):
-            line = await self._new_line(locked, name, view, wanted["head"])
+            line = await self.new_line(locked, name, view, wanted["head"], secrets.randbits(62) | 1)
         await self._name(locked, name, present, line)
         return {"line": line.ref_no, "head": wanted["head"]}
 
-    async def _new_line(self, locked: Locked, name: str, view: View, head: str) -> Ref:
+    async def new_line(
+        self, locked: Locked, name: str, view: View, head: str, ref_no: int, merged: Node | None = None
+    ) -> Ref:
         """A line that starts at a checkpoint which a view shows."""
         address = self._on(locked, None)
         address.checkpoint_id = encode_id(head)
@@ -251,7 +260,9 @@ class Moves:
             raise NotFoundError(f"the checkpoint {head!r} is not there any more: it was pruned")
         id_, cut, is_passed, base_writes = facts
         ref = FIRST._replace(
-            ref_no=secrets.randbits(62) | 1,
+            ref_no=ref_no,
+            merge_line=None if merged is None else merged.line,
+            merge_id=None if merged is None else merged.id,
             base_line=start.base_line,
             home_line=start.home_line,
             checkpoint_id=id_,
@@ -267,14 +278,19 @@ class Moves:
         """Take the name from one line and give it to another."""
         if name == MAIN:
             # Never NULL again: runs that are under way on the line it meant must be placed.
-            await locked.tx.batch([self._rows.set_main_line(locked.address, line.ref_no)])
+            statements = [self._rows.set_main_line(locked.address, line.ref_no)]
+            if present.is_protected:
+                rows = [present._replace(is_protected=False), line._replace(is_protected=True)]
+                statements += [self._rows.update(locked.codec, locked.address, ref) for ref in rows]
+            await locked.tx.batch(statements)
             return
         codec, address = locked.codec, locked.address
-        named = line._replace(name=name, name_key=name_key(codec, name))
-        changes = [present._replace(name_key=None), named]
+        key = name_key(codec, name)
+        named = line._replace(name=name, name_key=key, is_protected=present.is_protected)
+        changes = [present._replace(name_key=None, is_protected=False), named]
         await locked.tx.batch([self._rows.update(codec, address, ref) for ref in changes])
 
-    async def _record(
+    async def record(
         self, locked: Locked, kind: str, name: str, said: Said, details: Mapping[str, Any]
     ) -> uuid.UUID:
         statement, id_ = self._rows.unconditional_operation(
@@ -284,7 +300,7 @@ class Moves:
         return id_
 
 
-def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Fields:
+def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Fields:
     return {"before": dict(before), "after": dict(after)}
 
 

@@ -8,6 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from haive_persistence.checkpointer.versions.merge import Conflict
+    from haive_persistence.checkpointer.versions.merge.drivers import Drivers
+    from haive_persistence.checkpointer.versions.merge.policy import Policy, Rule
     from haive_persistence.checkpointer.versions.side_effects import ToolCall
 
 
@@ -16,6 +19,14 @@ class Said(NamedTuple):
 
     by: str | None
     why: str | None
+
+
+class Ways(NamedTuple):
+    """The ways of a merge: the graph, drivers that override its reducers, and what decides conflicts."""
+
+    graph: Any | None = None
+    drivers: Drivers | None = None
+    policy: Policy | Rule | None = None
 
 
 def config_of(thread_id: Any, branch: str | None, checkpoint_id: str | None = None) -> dict[str, Any]:
@@ -108,3 +119,27 @@ class Restored(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """A merge, or a cherry-pick or a revert."""
+
+    thread_id: Any
+    branch: str | None
+    """The branch that was merged into; None for `main`."""
+    checkpoint_id: str
+    """The head of the branch afterwards."""
+    conflicts: tuple[Conflict, ...]
+    """Changes of both sides that exclude each other: the state has ours there. See `resolve`."""
+    is_fast_forward: bool
+    """True if the branch had nothing of its own since: it was moved, and nothing was merged."""
+    is_changed: bool
+    """False if there was nothing to merge."""
+    side_effects: tuple[ToolCall, ...]
+    """Tool calls that came in by the merge. They were made on the other branch, and are not repeated."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config to run a graph on the branch with."""
+        return config_of(self.thread_id, self.branch)

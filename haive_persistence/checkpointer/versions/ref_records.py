@@ -33,6 +33,8 @@ class Ref(NamedTuple):
     is_passed: bool
     is_protected: bool
     is_deleted: bool
+    merge_line: int | None
+    merge_id: bytes | None
     created_at: datetime | None
     name: str
     metadata: Mapping[str, Any]
@@ -69,7 +71,7 @@ class Ref(NamedTuple):
 
     def _meaning(self) -> list[Any]:
         """The columns that a sealed row repeats in its payload, where they cannot be changed."""
-        return list(self[1:11])
+        return list(self[1:13])
 
 
 def packed_metadata(metadata: Mapping[str, Any]) -> bytes:
