@@ -221,7 +221,13 @@ class Retention:
             )
             for key_, id_, parent, parent_ns_key, payload in rows
         ]
-        if missing := reader.needed(checkpoints, "metadata"):
+        for s, row in zip(checkpoints, rows, strict=True):
+            reader.check_parent_line(s.body, row[4], s.parent_ns_key)
+        ids = {s.id for s in checkpoints}
+        beside = (w.template for (_, id_), ws in by_place.items() if id_ in ids for w in ws)
+        if missing := reader.needed(checkpoints, "metadata") | {
+            no for no in beside if no not in reader.pieces
+        }:
             await reader.fetch(tx, missing)
         # A run saves its writes in the background: those of a checkpoint not saved yet are kept. A branch has
         # its own at a checkpoint of another line.
@@ -500,29 +506,35 @@ def needed_by_other_runs(thread: _Thread, to_delete: set[CheckpointKey]) -> set[
     from, which is the other's. And where older checkpoints are pruned, a snapshot may be all that is left of
     them.
     """
-    lines: defaultdict[int, dict[bytes, StoredCheckpoint]] = defaultdict(dict)
+    lines: defaultdict[int, dict[CheckpointKey, StoredCheckpoint]] = defaultdict(dict)
     for s in thread.checkpoints:
-        lines[ns_key(s.body.ns)][s.id] = s
+        lines[ns_key(s.body.ns)][s.key] = s
     needed: set[CheckpointKey] = set()
     for line in lines.values():
         if not (delta := _delta_channels(thread.reader, line.values())):
             continue
-        gone = {s.id for s in line.values() if s.key in to_delete}
-        while more := set(_needed_by_rest(thread.reader, line, delta, gone)):
+        gone = to_delete & line.keys()
+        while more := set(_needed_by_rest(thread, line, delta, gone)):
             gone -= more
-            needed.update(line[id_].key for id_ in more)
+            needed |= more
     return needed
 
 
 def _needed_by_rest(
-    reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint], delta: set[str], gone: set[bytes]
-) -> Iterator[bytes]:
+    thread: _Thread,
+    line: Mapping[CheckpointKey, StoredCheckpoint],
+    delta: set[str],
+    gone: set[CheckpointKey],
+) -> Iterator[CheckpointKey]:
+    reader = thread.reader
     for s in line.values():
-        if s.id in gone:
+        if s.key in gone:
             continue
-        above = line.get(s.parent or b"")
-        if above is not None and above.id in gone and delta & reader.written(above.writes):
-            yield above.id
+        above = None if s.parent_key is None else line.get(s.parent_key)
+        if above is not None and above.key in gone:
+            beside = thread.orphans.get((s.ns_key, above.id), ())  # of a branch, at the start on another line
+            if delta & reader.written([*above.writes, *beside]):
+                yield above.key
         names = reader.names(s.body)
         for channel in delta.intersection(names.channels).difference(names.values):
             if (only := _only_seed(reader, line, channel, above, gone)) is not None:
@@ -531,21 +543,21 @@ def _needed_by_rest(
 
 def _only_seed(
     reader: ThreadReader,
-    line: Mapping[bytes, StoredCheckpoint],
+    line: Mapping[CheckpointKey, StoredCheckpoint],
     channel: str,
     at: StoredCheckpoint | None,
-    gone: set[bytes],
-) -> bytes | None:
+    gone: set[CheckpointKey],
+) -> CheckpointKey | None:
     """The nearest ancestor with a value of this channel, if it is to go and what led to it is cut off."""
-    nearest: bytes | None = None
+    nearest: CheckpointKey | None = None
     oldest = at
     while at is not None:
         oldest = at
         if channel in reader.names(at.body).values:
-            if at.id not in gone:
+            if at.key not in gone:
                 return None
-            nearest = nearest or at.id
-        at = line.get(at.parent or b"")
+            nearest = nearest or at.key
+        at = None if at.parent_key is None else line.get(at.parent_key)
     if oldest is None or nearest is None:
         return None
     began = records.metadata_value(oldest.body, reader.names(oldest.body), "step", reader.decoder) == -1

@@ -195,6 +195,13 @@ class ThreadReader:
             )
         return body
 
+    def check_parent_line(self, body: records.Body, payload: bytes, parent_ns_key: int | None) -> None:
+        """Raise TamperedError if a sealed row says another line of the parent than its body."""
+        if self._codec.sealed and is_sealed(payload) and body.parent_ns_key != parent_ns_key:
+            raise TamperedError(
+                "a checkpoint's parent is not on the line it was sealed with: the row was changed"
+            )
+
     def _known_body(self, ns_key: int, checkpoint_id: bytes, data: bytes) -> records.Body:
         """The body that these bytes hold. What is known of its values is used from here on."""
         key = ns_key, checkpoint_id

@@ -22,10 +22,7 @@ from haive_persistence.checkpointer.thread_reader import (
 )
 from haive_persistence.checkpointer.versions.lines import Levels, Shown, View, shown_writes
 from haive_persistence.checkpointer.versions.names import Names
-from haive_persistence.codec.seal import is_sealed
 from haive_persistence.db.protocol import Db, Executor, Query, Row
-from haive_persistence.errors import TamperedError
-from haive_persistence.keys import Sealing
 
 PAGE = 64
 
@@ -205,7 +202,7 @@ class Views:
             self._context.cache.drop(address.thread.bytes)
             raise ViewChanged(epoch)
         reader = self._context.reader(codec, address.thread, epoch)
-        found = _open(reader, codec, address, rows)
+        found = _open(reader, address, rows)
         missing = reader.needed([f.stored for f in found], want)
         if missing:
             await reader.fetch(db, missing)
@@ -257,7 +254,7 @@ def _going_on(after: Position) -> dict[str, Any]:
     return {"after_place": after.place + 1, "after_id": after.id, "after_ns": after.ns_key}
 
 
-def _open(reader: ThreadReader, codec: Sealing, address: Address, rows: Sequence[Row]) -> list[_Found]:
+def _open(reader: ThreadReader, address: Address, rows: Sequence[Row]) -> list[_Found]:
     writes: defaultdict[tuple[int, bytes], list[tuple[int, Write]]] = defaultdict(list)
     found: list[_Found] = []
     for kind, ns, id_, number, other, second, third, payload in rows:
@@ -267,10 +264,7 @@ def _open(reader: ThreadReader, codec: Sealing, address: Address, rows: Sequence
             writes[second, id_].append((ns, reader.open_write(ns, id_, number, payload)))
         elif kind == "c":
             body = reader.open_body(ns, id_, other, payload)
-            if codec.sealed and is_sealed(payload) and body.parent_ns_key != number:
-                raise TamperedError(
-                    "a checkpoint's parent is not on the line it was sealed with: the row was changed"
-                )
+            reader.check_parent_line(body, payload, number)
             own = writes[ns, id_]
             stored = StoredCheckpoint(
                 address.thread,

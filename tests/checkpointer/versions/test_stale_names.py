@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from haive_persistence.checkpointer import Checkpointer
-from haive_persistence.errors import InvalidInputError, NameTakenError, NotFoundError
+from haive_persistence.config import EncryptionConfig
+from haive_persistence.db import Database
+from haive_persistence.errors import InvalidInputError, NameTakenError, NotFoundError, TamperedError
 from tests.builders import make_checkpoint, store, thread, values_of
 
 NewSaver = Callable[..., Checkpointer]
@@ -228,3 +230,53 @@ def test_few_names_are_remembered(saver: Checkpointer) -> None:
     log = saver._parts.context.cache.get(address.bytes)
     assert log is not None
     assert len(log.views) <= 64
+
+
+def test_prune_does_not_seal_a_parent_on_another_line(database: Database) -> None:
+    sealed = Checkpointer(database.with_encryption(EncryptionConfig(encryption_key="correct horse battery")))
+    first, _ = chain(sealed, 2)
+    sealed.blocking.create_branch(first, "b")
+    store(sealed, {"n": 10}, on("b", id_of(first)))
+    with database.connect() as conn:
+        change = f"UPDATE {database.schema}.checkpoint SET parent_ns_key = 5 WHERE line_no IS NOT NULL"
+        conn.execute(f"{change} AND tenant_id = %s".encode(), [database.tenant])
+    with pytest.raises(TamperedError):
+        Checkpointer(sealed.database).prune(["t"])
+
+
+def put_of_run(saver: Checkpointer, id_: str, config: Any, run_id: str) -> Any:
+    """Put a checkpoint with a DeltaChannel."""
+    checkpoint: Any = {**make_checkpoint({"n": 1}), "id": id_}
+    checkpoint["channel_versions"]["d"] = 1
+    counters = {"counters_since_delta_snapshot": {"d": 1}}
+    metadata: Any = {"source": "loop", "step": 1, "parents": {}, "run_id": run_id, **counters}
+    return saver.put(config, checkpoint, metadata, checkpoint["channel_versions"])
+
+
+def deltas(saver: Checkpointer, branch: str) -> list[Any]:
+    history = saver.get_delta_channel_history(config=on(branch), channels=["d"])
+    return [value for _, _, value in history["d"]["writes"]]
+
+
+def test_runs_that_stay_keep_their_deltas_beside_the_same_id_on_another_branch(
+    saver: Checkpointer, new_saver: NewSaver
+) -> None:
+    first = put_of_run(saver, "1", thread(), "first")
+    for branch in ("a", "b"):
+        saver.blocking.create_branch(first, branch)
+        second = put_of_run(saver, "2", on(branch, "1"), "goes")
+        saver.put_writes(second, [("d", branch)], "task")
+        put_of_run(saver, "3", second, "stays")
+    saver.delete_for_runs(["goes"])
+    assert [deltas(new_saver(), branch) for branch in ("a", "b")] == [["a"], ["b"]]
+
+
+def test_runs_that_stay_keep_their_deltas_at_a_start_of_another_run(
+    saver: Checkpointer, new_saver: NewSaver
+) -> None:
+    first = put_of_run(saver, "1", thread(), "goes")
+    saver.blocking.create_branch(first, "a")
+    saver.put_writes(on("a", "1"), [("d", "of the branch")], "task")
+    put_of_run(saver, "2", on("a", "1"), "stays")
+    saver.delete_for_runs(["goes"])
+    assert deltas(new_saver(), "a") == ["of the branch"]
