@@ -69,10 +69,10 @@ class Views:
         query = self._queries.render("view_namespace", signature_check="")
         again = StaleReadRetry(self._context.cache)
         for _ in range(ATTEMPTS):
-            page = await self._page(db, query, address, view, levels, params)
-            if page.reader is None or not page.stored:
-                return None
             try:
+                page = await self._page(db, query, address, view, levels, params)
+                if page.reader is None or not page.stored:
+                    return None
                 with no_garbage_collection():
                     found = page.reader.checkpoint_tuple(page.stored[0])
                     page.reader.record(page.stored[0])

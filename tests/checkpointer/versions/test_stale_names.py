@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from haive_persistence.checkpointer import Checkpointer
+from haive_persistence.checkpointer.thread_reader import ThreadReader
 from haive_persistence.config import EncryptionConfig
 from haive_persistence.db import Database
 from haive_persistence.errors import InvalidInputError, NameTakenError, NotFoundError, TamperedError
@@ -280,3 +281,21 @@ def test_runs_that_stay_keep_their_deltas_at_a_start_of_another_run(
     put_of_run(saver, "2", on("a", "1"), "stays")
     saver.delete_for_runs(["goes"])
     assert deltas(new_saver(), "a") == ["of the branch"]
+
+
+def test_a_branch_is_read_while_another_process_changes_a_name(
+    saver: Checkpointer, new_saver: NewSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store(saver, {"n": "one text " * 1000})
+    saver.blocking.create_branch(first, "b")
+    saver.blocking.create_branch(first, "other")
+    usual = ThreadReader.fetch
+
+    async def late(self: ThreadReader, *args: Any) -> None:
+        monkeypatch.setattr(ThreadReader, "fetch", usual)
+        new_saver().blocking.delete_branch("t", "other")
+        await usual(self, *args)
+
+    monkeypatch.setattr(ThreadReader, "fetch", late)
+    assert values_of(new_saver(), on("b")) == {"n": "one text " * 1000}
+    assert ThreadReader.fetch is usual
