@@ -48,6 +48,8 @@ KEY_BYTES = 300
 PIECE_BYTES = 100
 GIVEN_BYTES = 250
 GRID_BYTES = 3000
+LINE_BYTES = 650  # of a view, with one pending write at its start
+PLACED_BYTES = 250
 MAX_GRIDS = 256
 LONG_KEY = 1024  # of longer keys a digest is stored
 
@@ -170,6 +172,9 @@ class ThreadLog:
         if self.ancestries:
             sizes: list[int] = [ancestry.size for ancestry in list(self.ancestries.values())]
             parts += sum(sizes)
+        if self.views or self.placed:
+            lines = sum(len(view.lines) for view in list(self.views.values()))
+            parts += LINE_BYTES * lines + PLACED_BYTES * len(self.placed)
         return LOG_BYTES + self.bytes_held + self.bytes_known + parts + self.bytes_to_send
 
     def add_unacknowledged(self, no: int, data: bytes) -> None:

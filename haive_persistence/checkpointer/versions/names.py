@@ -157,8 +157,8 @@ def _wanted(branch: str | None, main_line: int | None) -> int | None:
 
 def _missing(branch: str | None, thread_id: str) -> str:
     return (
-        f"there is no branch {branch or MAIN!r} in thread {thread_id!r}: make it with create_branch(), or look "
-        "at branches()"
+        f"there is no branch {branch or MAIN!r} in thread {thread_id!r}: make it with create_branch(), or "
+        "look at branches()"
     )
 
 

@@ -231,6 +231,9 @@ def test_few_names_are_remembered(saver: Checkpointer) -> None:
     log = saver._parts.context.cache.get(address.bytes)
     assert log is not None
     assert len(log.views) <= 64
+    views = log.bytes_taken()
+    log.views.clear()
+    assert views - log.bytes_taken() > 64 * 2 * 500
 
 
 def test_prune_does_not_seal_a_parent_on_another_line(database: Database) -> None:
