@@ -189,7 +189,7 @@ SELECT /* epoch_now */, t.main_line FROM haive.thread t WHERE thread_key = %(thr
 
 -- name: new_epoch
 -- Make what others know of the thread stale.
-UPDATE haive.thread SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s;
+UPDATE haive.thread AS t SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s RETURNING /* epoch_now */, main_line;
 
 -- name: insert_ref
 -- A line with or without a name, or a tag; nothing if it is there.

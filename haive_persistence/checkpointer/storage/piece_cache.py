@@ -65,6 +65,15 @@ class ProcessCache:
             if log is None or self._logs.get(thread_key) is log:
                 self._remove(thread_key)
 
+    def advance(self, thread_key: bytes, before: int, epoch: int, main_line: int | None) -> None:
+        """Take a thread to the epoch after this process changed names in it: its pieces are as they were."""
+        with self._lock:
+            log = self._logs.get(thread_key)
+            if log is not None and log.epoch == before:
+                log.change_names(epoch, main_line)
+            else:
+                self._remove(thread_key)
+
     def settle(self, thread_key: bytes, log: ThreadLog) -> None:
         """Charge what an operation added to a log, and evict the threads used least recently.
 

@@ -164,6 +164,13 @@ class ThreadLog:
     def exists(self) -> bool:
         return self.epoch is not None
 
+    def change_names(self, epoch: int, main_line: int | None) -> None:
+        """Go to an epoch at which names mean something else, and all the rest is as it was."""
+        with self._guard:
+            self.epoch = epoch
+            self.main_line = main_line
+            self.views = {}
+
     def bytes_taken(self) -> int:
         """Memory that all this takes, about."""
         per_piece = PIECE_BYTES * len(self.cacheable_by_piece) + GIVEN_BYTES * len(self.given_ids)

@@ -426,7 +426,7 @@ class Merging:
             )
             return ref.ref_no
 
-        return await self._rows.changing(db, thread_id, make)
+        return await self._rows.changing(db, thread_id, make, only_adds=True)
 
     async def _put(
         self,

@@ -52,9 +52,16 @@ class RefRows:
             await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
         return await tx.fetch_one(self.queries[how], {"thread": thread})
 
-    async def changing(self, db: Db, thread_id: object, work: Callable[[Locked], Awaitable[T]]) -> T:
-        """Change rows under the thread's lock, and the epoch with them: what processes remember is stale."""
+    async def changing(
+        self, db: Db, thread_id: object, work: Callable[[Locked], Awaitable[T]], *, only_adds: bool = False
+    ) -> T:
+        """Change rows under the thread's lock, and the epoch with them: what processes remember is stale.
+
+        This process goes on with what it knows of the thread's pieces. `only_adds`: nothing that anybody may
+        remember is changed.
+        """
         address = self.thread(thread_id)
+        cache = self._context.cache
 
         async def once() -> T:
             codec = await self._context.codec_to_write(db)
@@ -63,9 +70,12 @@ class RefRows:
                 if now is None:
                     raise NotFoundError(f"there is no thread {address.thread_id!r}")
                 done = await work(Locked(tx, codec, address, *now))
+                if only_adds:
+                    return done
                 epoch = {"thread": address.thread, "epoch": new_epoch()}
-                await tx.execute(self.queries["new_epoch"], epoch)
-            self._context.cache.drop(address.thread.bytes)
+                after = await tx.fetch_one(self.queries["new_epoch"], epoch)
+            if after is not None:
+                cache.advance(address.thread.bytes, now[0], *after)
             return done
 
         return await self._context.retrying(
