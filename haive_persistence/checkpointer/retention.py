@@ -317,6 +317,8 @@ def _changed_refs(thread: _Thread, to_delete: set[CheckpointKey]) -> Iterator[Re
     """
     by_key = {s.key: s for s in thread.checkpoints}
     parents = {key: s.parent_key for key, s in by_key.items()}
+    lines = thread.lines()
+    own_keys = {s.ns_key for s in thread.checkpoints if s.key not in to_delete}
     for ref in thread.refs:
         if ref.checkpoint_id is None or ref.home_line is None:
             continue
@@ -331,9 +333,9 @@ def _changed_refs(thread: _Thread, to_delete: set[CheckpointKey]) -> Iterator[Re
             yield ref._replace(checkpoint_id=b"", cut_id=b"", base_writes=[])
             continue
         # What the branch has put was made from that ancestor's writes; without any, it begins there again.
-        own = any(s.ns_key == ROOT_NS_KEY ^ ref.ref_no and s.key not in to_delete for s in thread.checkpoints)
+        own = ROOT_NS_KEY ^ ref.ref_no in own_keys
         shown = [w.no for w in by_key[stays].writes] if stays in by_key else []
-        for line in _chain(thread.lines(), ref.ref_no)[1:]:
+        for line in _chain(lines, ref.ref_no)[1:]:
             shown += [w.no for w in thread.orphans.get((ROOT_NS_KEY ^ line.no, stays[1]), ())]
         yield ref._replace(
             home_line=stays[0] ^ ROOT_NS_KEY,
@@ -441,9 +443,14 @@ def all_but_latest(thread: _Thread) -> set[CheckpointKey]:
     for s in thread.checkpoints:
         namespace = ns_key(s.body.ns)
         by_line[s.ns_key ^ namespace][namespace].append(s)
+    namespaces: defaultdict[int, list[StoredCheckpoint]] = defaultdict(list)
+    for line in by_line.values():
+        for namespace, checkpoints in line.items():
+            namespaces[namespace] += checkpoints
+    delta = {namespace: _delta_channels(thread.reader, all_) for namespace, all_ in namespaces.items()}
     kept: set[CheckpointKey] = set()
     for view in thread.views():
-        kept.update(_retained_by(thread.reader, _shown(view, by_line)))
+        kept.update(_retained_by(thread.reader, _shown(view, by_line), delta))
     return {s.key for s in thread.checkpoints} - kept
 
 
@@ -463,7 +470,9 @@ def _shown(
 
 
 def _retained_by(
-    reader: ThreadReader, shown: Mapping[int, Mapping[bytes, StoredCheckpoint]]
+    reader: ThreadReader,
+    shown: Mapping[int, Mapping[bytes, StoredCheckpoint]],
+    delta: Mapping[int, set[str]],
 ) -> Iterator[CheckpointKey]:
     roots = shown.get(ROOT_NS_KEY, {})
     latest_root = next(iter(roots), None)
@@ -476,15 +485,16 @@ def _retained_by(
             origin = encode_id(started) if isinstance(started, str) and started else None
             if origin in roots and origin != latest_root:
                 continue
-        yield from (line[id_].key for id_ in _retained_ids(reader, line))
+        yield from (line[id_].key for id_ in _retained_ids(reader, line, delta[namespace]))
 
 
-def _retained_ids(reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint]) -> set[bytes]:
+def _retained_ids(
+    reader: ThreadReader, line: Mapping[bytes, StoredCheckpoint], delta: set[str]
+) -> set[bytes]:
     """The latest checkpoint of a namespace and the ancestors its delta channels are rebuilt from."""
     if not line:
         return set()
     latest = next(iter(line.values()))
-    delta = _delta_channels(reader, line.values())
     names = reader.names(latest.body)
     open_channels = {ch for ch in delta if ch in names.channels and ch not in names.values}
     kept = {latest.id}
