@@ -89,11 +89,12 @@ class Copying:
             copied = ref._replace(name_key=None) if ref.name_key in used else ref
             row = {"thread": target, **copied.params(codec, target)}
             statements.append(Statement(queries["insert_ref"], row))
-        for id_, _, payload in await tx.fetch_all(queries["operations_of_thread"], params):
+        for id_, at, payload in await tx.fetch_all(queries["operations_of_thread"], params):
             fields = open_operation(codec, source, id_, payload)
             row = {
                 "thread": target,
                 "operation_id": id_,
+                "at": at,
                 "payload": pack_operation(codec, target, id_, fields),
             }
             statements.append(Statement(queries["insert_operation"], row))

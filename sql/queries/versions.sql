@@ -193,8 +193,8 @@ UPDATE haive.thread AS t SET epoch = %(epoch)s WHERE thread_key = %(thread)s AND
 
 -- name: insert_ref
 -- A line with or without a name, or a tag; nothing if it is there.
-INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, merge_line, merge_id, payload)
-VALUES (%(thread)s, %(ref_no)s, %(name_key)s, %(base_line)s::bigint, %(home_line)s::bigint, %(is_tag)s, %(is_protected)s, %(is_deleted)s, %(is_passed)s, %(tenant)s, %(checkpoint_id)s, %(cut_id)s, %(base_writes)s, %(merge_line)s::bigint, %(merge_id)s::bytea, %(payload)s)
+INSERT INTO haive.ref (thread_key, ref_no, name_key, base_line, home_line, created_at, is_tag, is_protected, is_deleted, is_passed, tenant_id, checkpoint_id, cut_id, base_writes, merge_line, merge_id, payload)
+VALUES (%(thread)s, %(ref_no)s, %(name_key)s, %(base_line)s::bigint, %(home_line)s::bigint, COALESCE(%(created_at)s::timestamptz, now()), %(is_tag)s, %(is_protected)s, %(is_deleted)s, %(is_passed)s, %(tenant)s, %(checkpoint_id)s, %(cut_id)s, %(base_writes)s, %(merge_line)s::bigint, %(merge_id)s::bytea, %(payload)s)
 ON CONFLICT (thread_key, ref_no) DO NOTHING RETURNING created_at;
 
 -- name: update_ref
@@ -270,7 +270,8 @@ ORDER BY c.ns_key # l.line_no, c.checkpoint_id DESC;
 
 -- name: insert_operation
 -- One operation of a copy.
-INSERT INTO haive.operation (thread_key, operation_id, tenant_id, payload) VALUES (%(thread)s, %(operation_id)s, %(tenant)s, %(payload)s)
+INSERT INTO haive.operation (thread_key, operation_id, at, tenant_id, payload)
+VALUES (%(thread)s, %(operation_id)s, COALESCE(%(at)s::timestamptz, now()), %(tenant)s, %(payload)s)
 ON CONFLICT (thread_key, operation_id) DO NOTHING;
 
 -- name: operation_by_id

@@ -59,7 +59,7 @@ class Ref(NamedTuple):
     def params(self, codec: Sealing, thread: uuid.UUID) -> dict[str, Any]:
         """The row's columns."""
         columns = self._asdict()
-        for name in ("created_at", "name", "metadata"):
+        for name in ("name", "metadata"):
             del columns[name]
         return {**columns, "payload": self.payload(codec, thread)}
 

@@ -189,6 +189,7 @@ class RefRows:
         return {
             "thread": address.thread,
             "operation_id": id_,
+            "at": None,  # now
             "ref_no": ref_no,
             "payload": pack_operation(codec, address.thread, id_, fields),
         }

@@ -302,3 +302,21 @@ def test_a_branch_is_read_while_another_process_changes_a_name(
     monkeypatch.setattr(ThreadReader, "fetch", late)
     assert values_of(new_saver(), on("b")) == {"n": "one text " * 1000}
     assert ThreadReader.fetch is usual
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_copies_keep_the_times_of_names(database: Database, sealed: bool) -> None:
+    if sealed:
+        database = database.with_encryption(EncryptionConfig(encryption_key="correct horse battery"))
+    saver = Checkpointer(database)
+    first = store(saver, {"n": 1})
+    for name in ("z", "m", "a"):
+        saver.blocking.create_branch(first, name)
+    saver.blocking.create_tag(first, "tagged")
+    saver.copy_thread("t", "copy")
+    for read in (saver.blocking.branches, saver.blocking.tags):
+        there, copied = read("t"), read("copy")
+        assert [(r.name, r.created_at) for r in copied] == [(r.name, r.created_at) for r in there]
+    assert [(o.id, o.at) for o in saver.blocking.log("copy")] == [
+        (o.id, o.at) for o in saver.blocking.log("t")
+    ]
