@@ -51,7 +51,7 @@ class Copying:
         async with db.transaction() as tx:
             if codec is None:
                 await self._context.keys.data_keys.check_plaintext(tx, self._context.tenant)
-            await self._lock(tx, params, source)
+            is_new = await self._lock(tx, params, source)
             if codec is not None:
                 await self._copy_sealed(tx, codec, params)
                 await self._copy_sealed_refs(tx, codec, params)
@@ -60,16 +60,21 @@ class Copying:
                 await tx.batch([Statement(self._queries[n], params) for n in tables])
                 names = self._names.queries
                 await tx.batch([Statement(names[n], params) for n in ("copy_refs", "copy_operations")])
-            await tx.execute(self._names.queries["copy_main_line"], params)
+            if is_new:  # the head of a thread that is there stays
+                await tx.execute(self._names.queries["copy_main_line"], params)
 
-    async def _lock(self, tx: Executor, params: dict[str, Any], source: object) -> None:
-        """Lock both threads' rows, in the order of their keys: two copies then never wait for each other."""
+    async def _lock(self, tx: Executor, params: dict[str, Any], source: object) -> bool:
+        """Lock both threads' rows, in the order of their keys: two copies then never wait for each other.
+
+        Returns True if there was no target.
+        """
         locks = [("lock_source", params["thread"]), ("lock_target", params["target"])]
         locks.sort(key=itemgetter(1))
         answers = await tx.batch([Statement(self._queries[name], params) for name, _ in locks])
-        for (name, _), rows in zip(locks, answers, strict=True):
-            if name == "lock_source" and not rows:
-                raise NotFoundError(f"there is no thread {source!r} to copy")
+        locked = {name: rows for (name, _), rows in zip(locks, answers, strict=True)}
+        if not locked["lock_source"]:
+            raise NotFoundError(f"there is no thread {source!r} to copy")
+        return bool(locked["lock_target"][0][0])
 
     async def _copy_sealed(self, tx: Executor, codec: Sealing, params: dict[str, Any]) -> None:
         source, target = params["thread"], params["target"]

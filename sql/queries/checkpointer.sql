@@ -412,10 +412,10 @@ SELECT DISTINCT thread_key FROM haive.checkpoint WHERE run_key = ANY (%(run_keys
 SELECT 1 FROM haive.thread WHERE thread_key = %(thread)s AND tenant_id = %(tenant)s FOR SHARE;
 
 -- name: lock_target
--- The row of the thread to copy to, inserted if it is not there.
+-- The row of the thread to copy to, inserted if it is not there; true if it was.
 INSERT INTO haive.thread (thread_key, epoch, tenant_id, thread_id)
 VALUES (%(target)s, %(epoch)s, %(tenant)s, %(thread_id)s)
-ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch RETURNING 1;
+ON CONFLICT (thread_key) DO UPDATE SET epoch = thread.epoch RETURNING xmax::text = '0';
 
 -- name: copy_pieces
 -- A thread's pieces, to another thread.

@@ -237,8 +237,8 @@ SELECT %(target)s, operation_id, at, tenant_id, payload FROM haive.operation WHE
 ON CONFLICT (thread_key, operation_id) DO NOTHING;
 
 -- name: copy_main_line
--- What `main` means, to a thread that says nothing else.
-UPDATE haive.thread SET main_line = COALESCE(main_line, (SELECT s.main_line FROM haive.thread s WHERE s.thread_key = %(thread)s AND s.tenant_id = %(tenant)s))
+-- What `main` means, to a thread that was made for the copy.
+UPDATE haive.thread SET main_line = (SELECT s.main_line FROM haive.thread s WHERE s.thread_key = %(thread)s AND s.tenant_id = %(tenant)s)
 WHERE thread_key = %(target)s AND tenant_id = %(tenant)s;
 
 -- name: refs_of_thread

@@ -474,3 +474,16 @@ async def test_restore_undo_and_compare_are_asynchronous_too(saver: Checkpointer
     assert await saver.compare(second, "main", thread_id="t")
     assert (await saver.undo("t")).kind == "undo"
     assert not await saver.compare(second, "main", thread_id="t")
+
+
+def test_a_copy_onto_a_thread_leaves_its_head(saver: Checkpointer) -> None:
+    mine = store(saver, {"n": 2}, thread("u"))
+    first = store(saver, {"n": 1}, thread("s"))
+    store(saver, {"n": 3}, first)
+    saver.blocking.restore(first)
+    store(saver, {"n": 5}, thread("s", checkpoint_id=id_of(first)))
+    saver.copy_thread("s", "u")
+    saver.copy_thread("s", "new")
+    assert values_of(saver, mine) == {"n": 2}
+    assert saver.blocking.branches("u")[0].base is None
+    assert values_of(saver, thread("new")) == {"n": 5}
