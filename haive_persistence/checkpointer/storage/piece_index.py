@@ -42,7 +42,7 @@ MAX_SNAPSHOTS = 256
 DELTA_PAGE = 128  # ancestors to look for a delta channel's last value among, at first
 SEQUENCES_TRIED = 8
 # Memory of each by itself, about: a log, a known checkpoint, a known key, a piece without its bytes.
-LOG_BYTES = 1800
+LOG_BYTES = 1950
 CHECKPOINT_BYTES = 1000
 KEY_BYTES = 300
 PIECE_BYTES = 100
