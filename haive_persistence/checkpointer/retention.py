@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import (
+    ABOVE_ALL_IDS,
     ROOT_NS_KEY,
     check_list,
     encode_id,
@@ -77,14 +78,13 @@ class _Thread(NamedTuple):
             if ref.is_tag and ref.is_named and ref.checkpoint_id is not None:
                 home, id_ = ref.home_line or FIRST_LINE, ref.checkpoint_id
                 later = (s.id for s in self.checkpoints if s.key[0] == ROOT_NS_KEY ^ home and s.id > id_)
-                cut = min(later, default=_ABOVE_ALL)
+                cut = min(later, default=ABOVE_ALL_IDS)
                 start = Line(_NO_LINE, None, home, home, id_, cut)
                 views.append(View(0, (start, *_chain(lines, home))))
         return views
 
 
 _NO_LINE = -1
-_ABOVE_ALL = b"\xff" * 16
 
 
 def _chain(lines: Mapping[int, Line], line_no: int) -> tuple[Line, ...]:

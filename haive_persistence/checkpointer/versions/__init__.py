@@ -15,5 +15,5 @@ comparing.py     differences of stored states
 side_effects.py  tool calls that nothing takes back (pure)
 diff/, merge/    comparing and merging states (pure)
 parts.py         the above, made when they are first used
-calls.py         the calls of `Checkpointer`
+calls.py         the calls of `Checkpointer`; blocking.py, the same blocking
 """

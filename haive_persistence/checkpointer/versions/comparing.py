@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from haive_persistence.checkpointer.delta import DeltaHistory
-from haive_persistence.checkpointer.ids import decode_id
+from haive_persistence.checkpointer.ids import Address, decode_id
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import COUNTERS
 from haive_persistence.checkpointer.versions.diff import Diff, compare_states
-from haive_persistence.checkpointer.versions.locate import Located, Locator
+from haive_persistence.checkpointer.versions.locate import Locator
 from haive_persistence.checkpointer.versions.names import MAIN
 from haive_persistence.db.protocol import Db
 from haive_persistence.errors import NotFoundError
@@ -39,7 +39,7 @@ class Comparing:
         if isinstance(named, Mapping) and "configurable" not in named:
             return named, "state"
         located = await self._locator.locate(db, named, thread_id)
-        found = await self._reads.get_tuple(db, located.config)
+        found = await self._reads.get_tuple(db, located.config_or_head())
         if found is None:
             raise NotFoundError(f"there is no checkpoint {_called(located)!r} to compare")
         stored = found.checkpoint["channel_values"]
@@ -56,8 +56,7 @@ class Comparing:
         return values, _called(located)
 
 
-def _called(located: Located) -> str:
+def _called(address: Address) -> str:
     """The name of a checkpoint where it is shown."""
-    address = located.address
     branch = address.branch or MAIN
     return branch if address.checkpoint_id is None else decode_id(address.checkpoint_id)

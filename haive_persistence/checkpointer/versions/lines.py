@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from haive_persistence.checkpointer.ids import ROOT_NS_KEY
 from haive_persistence.checkpointer.storage.row_format import Write
 
 FIRST_LINE = 0  # on which every thread begins
@@ -125,12 +124,3 @@ def _of_nearest(found: Sequence[tuple[int, Write]]) -> list[Write]:
         if not write.upsert:
             nearest[write.task_id] = min(at, nearest.get(write.task_id, at))
     return [write for at, write in found if write.upsert or at == nearest[write.task_id]]
-
-
-def start_writes(view: View, home: int, start: bytes) -> frozenset[int] | None:
-    """Of the writes at a checkpoint, those of other lines that the view's own line shows; None for all."""
-    own = view.own
-    return own.base_writes if own.base is not None and start == own.start and home == own.home else None
-
-
-ROOT_KEY = ROOT_NS_KEY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from haive_persistence.checkpointer.context import TenantContext
 from haive_persistence.checkpointer.ids import (
@@ -23,20 +23,6 @@ from haive_persistence.db.protocol import Db
 from haive_persistence.errors import InvalidInputError, NotFoundError
 
 
-class Located(NamedTuple):
-    """A checkpoint that is named: its address, without an id for the head of a branch."""
-
-    address: Address
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The config that reads it."""
-        address = self.address
-        if address.checkpoint_id is None:
-            return config_of(address.given_thread_id, address.branch)
-        return address.config(address.checkpoint_id)
-
-
 class Locator:
     """Finds one tenant's checkpoints."""
 
@@ -44,8 +30,8 @@ class Locator:
         self._context = context
         self._names = names
 
-    async def locate(self, db: Db, named: object, thread_id: object = None) -> Located:
-        """The checkpoint that is named.
+    async def locate(self, db: Db, named: object, thread_id: object = None) -> Address:
+        """The address of the checkpoint that is named; without an id for the head of a branch.
 
         Args:
             db: The database.
@@ -59,7 +45,7 @@ class Locator:
         """
         config = named if isinstance(named, Mapping) else getattr(named, "config", None)
         if isinstance(config, Mapping):
-            return Located(Address(config, self._context.tenant))
+            return Address(config, self._context.tenant)
         if not isinstance(named, str):
             raise InvalidInputError(
                 "name a checkpoint by its config, its id, a record that has a config, or the name of a "
@@ -69,7 +55,7 @@ class Locator:
             return await self._by_id(db, named)
         return await self._in_thread(db, named, thread_id)
 
-    async def _by_id(self, db: Db, checkpoint_id: str) -> Located:
+    async def _by_id(self, db: Db, checkpoint_id: str) -> Address:
         id_ = encode_id(checkpoint_id)
         params = {"id": id_, "listing_key": listing_key(self._context.tenant, id_), "root_key": ROOT_NS_KEY}
         rows = await db.fetch_all(self._names.queries["checkpoints_by_id"], params, idempotent=True)
@@ -88,7 +74,7 @@ class Locator:
 
     async def _on_line(
         self, db: Db, thread: uuid.UUID, thread_id: Any, line_no: int, main_line: int | None, id_: bytes
-    ) -> Located:
+    ) -> Address:
         """A checkpoint with the branch that names its line."""
         branch: str | None = None
         if line_no != (main_line or 0):
@@ -97,15 +83,15 @@ class Locator:
             branch = (view.own.name if view is not None else None) or line_name(line_no)
         address = Address(config_of(thread_id, branch), self._context.tenant)
         address.checkpoint_id = id_
-        return Located(address)
+        return address
 
-    async def _in_thread(self, db: Db, named: str, thread_id: object) -> Located:
+    async def _in_thread(self, db: Db, named: str, thread_id: object) -> Address:
         text = thread_id_text(thread_id)
         address = Address(config_of(thread_id, None), self._context.tenant)
         if named == MAIN:
-            return Located(address)
+            return address
         if named.startswith("@"):
-            return Located(Address(config_of(thread_id, named), self._context.tenant))
+            return Address(config_of(thread_id, named), self._context.tenant)
         codec = await self._context.codec(db)
         params: dict[str, Any] = {"thread": address.thread, "name_key": name_key(codec, named)}
         row = await db.fetch_one(self._names.queries["ref_by_name"], params, idempotent=True)
@@ -113,7 +99,7 @@ class Locator:
             ref = open_ref(codec, address.thread, row)
             if ref.name == named and not ref.is_deleted:
                 if not ref.is_tag:
-                    return Located(Address(config_of(thread_id, named), self._context.tenant))
+                    return Address(config_of(thread_id, named), self._context.tenant)
                 now = await db.fetch_one(self._names.queries["thread_now"], params, idempotent=True)
                 main_line = None if now is None else now[1]
                 line_no = ref.home_line or 0

@@ -18,11 +18,18 @@ from langgraph.checkpoint.base.id import uuid6
 from haive_persistence.checkpointer.channel_versions import next_version
 from haive_persistence.checkpointer.context import ATTEMPTS, TenantContext
 from haive_persistence.checkpointer.delta import DeltaHistory
-from haive_persistence.checkpointer.ids import ROOT_NS_KEY, Address, decode_id, encode_id, line_name
+from haive_persistence.checkpointer.ids import (
+    ABOVE_ALL_IDS,
+    ROOT_NS_KEY,
+    Address,
+    decode_id,
+    encode_id,
+    line_name,
+)
 from haive_persistence.checkpointer.reads import Reads
 from haive_persistence.checkpointer.retention import COUNTERS
 from haive_persistence.checkpointer.versions.ancestry_graph import CheckpointGraph, Node
-from haive_persistence.checkpointer.versions.lines import Line, View
+from haive_persistence.checkpointer.versions.lines import FIRST_LINE, Line, View
 from haive_persistence.checkpointer.versions.locate import Locator
 from haive_persistence.checkpointer.versions.merge import (
     Conflict,
@@ -41,7 +48,6 @@ from haive_persistence.db.protocol import Db, Statement
 from haive_persistence.errors import ConflictError, InvalidInputError, NotFoundError
 
 _CONFLICTS = "conflicts"  # the key in the metadata of a merge
-_ABOVE_ALL = b"\xff" * 16
 
 
 class _Point(NamedTuple):
@@ -93,7 +99,7 @@ class Merging:
         for _ in range(ATTEMPTS):
             graph = await self._graph(db, thread_id)
             ours = await self._head(db, thread_id, into)
-            located = (await self._locator.locate(db, source, thread_id)).address
+            located = await self._locator.locate(db, source, thread_id)
             if located.ns or located.thread != self._rows.thread(thread_id).thread:
                 raise InvalidInputError("merge takes a branch or a checkpoint of the same thread")
             theirs = await self._point(db, located)
@@ -129,12 +135,12 @@ class Merging:
     ) -> Merge:
         """Apply the change that a checkpoint made, or its opposite: see `cherry_pick` and `revert`."""
         kind = "revert" if is_revert else "cherry_pick"
-        picked = await self._point(db, (await self._locator.locate(db, checkpoint, thread_id)).address)
+        picked = await self._point(db, await self._locator.locate(db, checkpoint, thread_id))
         if picked.found.parent_config is None:
             raise InvalidInputError(
                 f"the checkpoint {picked.id!r} has no parent: it is no change of anything"
             )
-        parent = await self._read(db, picked.found.parent_config)
+        parent = await self._reads.get_tuple(db, picked.found.parent_config)
         if parent is None:
             raise NotFoundError(f"the parent of the checkpoint {picked.id!r} was pruned")
         for _ in range(ATTEMPTS):
@@ -191,10 +197,9 @@ class Merging:
 
     async def _head(self, db: Db, thread_id: object, branch: str) -> _Head:
         address = Address(config_of(thread_id, None if branch == MAIN else branch), self._context.tenant)
-        view = await self._names.view(db, address)
         point = await self._point(db, address)
         view = await self._names.view(db, address)
-        return _Head(0 if view is None else view.own.no, point)
+        return _Head(FIRST_LINE if view is None else view.own.no, point)
 
     async def _point(self, db: Db, address: Address) -> _Point:
         """A checkpoint with its values, and the line that it is on."""
@@ -203,24 +208,15 @@ class Merging:
             raise NotFoundError(
                 f"there is no such checkpoint on branch {address.branch or MAIN!r} of {address.thread_id!r}"
             )
-        id_ = encode_id(found.checkpoint["id"])
-        line_no = await self._views.line_of(db, address, id_)
-        view = await self._names.view(db, address)
-        if view is not None:
-            exact = Address(found.config, self._context.tenant)
-            there = await self._names.view(db, exact)
-            home = None if there is None else await self._views.home_of(db, exact, there)
-            line_no = line_no if home is None else home[1]
-        return _Point(Node(line_no or 0, id_), found)
-
-    async def _read(self, db: Db, config: Mapping[str, Any]) -> CheckpointTuple | None:
-        return await self._reads.get_tuple(db, config)
+        exact = Address(found.config, self._context.tenant)
+        view = await self._names.view(db, exact)
+        home = None if view is None else await self._views.home_of(db, exact, view)
+        line_no = FIRST_LINE if home is None else home[1]
+        return _Point(Node(line_no, encode_id(found.checkpoint["id"])), found)
 
     async def _at(self, db: Db, thread_id: object, node: Node) -> CheckpointTuple:
         config = config_of(thread_id, line_name(node.line), decode_id(node.id))
-        if node.line == 0 and (found := await self._read(db, config)) is not None:
-            return found
-        found = await self._read(db, config)
+        found = await self._reads.get_tuple(db, config)
         if found is None:
             raise NotFoundError(f"the checkpoint {decode_id(node.id)!r} was pruned meanwhile")
         return found
@@ -352,7 +348,7 @@ class Merging:
         view = await self._names.resolve(db, address, line_name(node.line))
         if view is None:
             raise NotFoundError(f"there is no thread {address.thread_id!r}")
-        cut = graph.next_on_line(node) or _ABOVE_ALL
+        cut = graph.next_on_line(node) or ABOVE_ALL_IDS
         start = Line(-1, None, node.line, node.line, node.id, cut)
         return View(view.epoch, (start, *view.lines))
 
@@ -381,7 +377,7 @@ class Merging:
             return None
         there = config_of(thread_id, line_name(home[1]), decode_id(home[0]))
         there["configurable"]["checkpoint_ns"] = ns
-        return await self._read(db, there)
+        return await self._reads.get_tuple(db, there)
 
     # --- putting the result
 
@@ -410,7 +406,7 @@ class Merging:
         if not await self._move(db, thread_id, into, ours, after, kind, said):
             return None
         config = config_of(thread_id, None if into == MAIN else into, merged.checkpoint["id"])
-        return await self._read(db, config)
+        return await self._reads.get_tuple(db, config)
 
     async def _new_line(
         self, db: Db, thread_id: object, into: str, ours: _Head, merge_parent: Node | None

@@ -51,7 +51,7 @@ class Moves:
         self, db: Db, named: object, said: Said, thread_id: object, *, validate_schema: bool
     ) -> Restored:
         """Move a branch back to a checkpoint: see `Checkpointer.restore`."""
-        address = (await self._locator.locate(db, named, thread_id)).address
+        address = await self._locator.locate(db, named, thread_id)
         if address.checkpoint_id is None or address.ns:
             raise InvalidInputError(
                 "restore takes a checkpoint of the graph itself: name it by its id or config"

@@ -70,10 +70,8 @@ class Refs:
     ) -> Branch:
         """Make a branch: see `Checkpointer.create_branch`."""
         check_name("branch_name", name)
-        address = (await self.locator.locate(db, named, thread_id)).address
-        if address.ns:
-            raise InvalidInputError("a branch starts at a checkpoint of the graph itself, not of a subgraph")
-        return await self._where_shown(db, address, partial(self._create_branch_at, db, name, metadata, said))
+        create = partial(self._create_branch_at, db, name, metadata, said)
+        return await self._where_shown(db, named, thread_id, create)
 
     async def _create_branch_at(
         self, db: Db, name: str, metadata: Mapping[str, Any], said: Said, address: Address
@@ -87,21 +85,11 @@ class Refs:
             except ViewChanged:
                 continue
             codec = await self._context.codec_to_write(db)
-            ref = Ref(
-                ref_no,
-                name_key(codec, name),
-                start.base_line,
-                start.home_line,
-                None,
-                None,
-                None,
-                is_tag=False,
-                is_passed=False,
-                is_protected=False,
-                is_deleted=False,
-                merge_line=None,
-                merge_id=None,
-                created_at=None,
+            ref = FIRST._replace(
+                ref_no=ref_no,
+                name_key=name_key(codec, name),
+                base_line=start.base_line,
+                home_line=start.home_line,
                 name=name,
                 metadata=metadata,
             )
@@ -114,8 +102,15 @@ class Refs:
                 return _branch(made, address.given_thread_id)
         raise ConflictError(f"thread {address.thread_id!r} changes over and over; try again", sqlstate=None)
 
-    async def _where_shown(self, db: Db, address: Address, create: Callable[[Address], Awaitable[T]]) -> T:
-        """Create at an address; without a branch, at its checkpoint on whichever line it is."""
+    async def _where_shown(
+        self, db: Db, named: object, thread_id: object, create: Callable[[Address], Awaitable[T]]
+    ) -> T:
+        """Create at the checkpoint that is named; without a branch, on whichever line it is."""
+        address = await self.locator.locate(db, named, thread_id)
+        if address.ns:
+            raise InvalidInputError(
+                "branches and tags are of checkpoints of the graph itself, not of a subgraph"
+            )
         try:
             return await create(address)
         except NotFoundError:
@@ -229,10 +224,8 @@ class Refs:
     ) -> Tag:
         """Name a checkpoint: see `Checkpointer.create_tag`."""
         check_name("name", name)
-        address = (await self.locator.locate(db, named, thread_id)).address
-        if address.ns:
-            raise InvalidInputError("a tag names a checkpoint of the graph itself, not of a subgraph")
-        return await self._where_shown(db, address, partial(self._create_tag_at, db, name, metadata, said))
+        create = partial(self._create_tag_at, db, name, metadata, said)
+        return await self._where_shown(db, named, thread_id, create)
 
     async def _create_tag_at(
         self, db: Db, name: str, metadata: Mapping[str, Any], said: Said, address: Address
@@ -277,21 +270,12 @@ class Refs:
                 return None
             if await self._rows.named(tx, codec, address, name) is not None:
                 raise taken(name, address)
-            ref = Ref(
-                secrets.randbits(62) | 1,
-                name_key(codec, name),
-                None,
-                home,
-                id_,
-                None,
-                None,
+            ref = FIRST._replace(
+                ref_no=secrets.randbits(62) | 1,
+                name_key=name_key(codec, name),
+                home_line=home,
+                checkpoint_id=id_,
                 is_tag=True,
-                is_passed=False,
-                is_protected=False,
-                is_deleted=False,
-                merge_line=None,
-                merge_id=None,
-                created_at=None,
                 name=name,
                 metadata=metadata,
             )
